@@ -1,0 +1,90 @@
+"""What minirun raises, and what a caller sees of it.
+
+    MinirunError                 anything minirun refuses or fails at; exit code 1
+     ├─ UsageError               the command line cannot be understood
+     ├─ ConfigError              config.json is refused; names the field by its JSON path
+     ├─ StateError               the container is not in the state that the verb needs
+     │   ├─ DoesNotExist         no such container
+     │   ├─ AlreadyExists        the ID is taken
+     │   └─ NotRunning           its process is gone
+     ├─ StepFailed               a step of the recipe failed; carries the system call
+     └─ Unsupported              the kernel or the host lacks what was asked for
+
+`str(error)` is one machine line: lower case, no full stop, holding the words that engines match
+(README, "Errors"). `cause` and `fix` are for people and are printed on a terminal only: advice in
+a message that an engine parses would change the engine's exit code.
+"""
+
+from __future__ import annotations
+
+
+class MinirunError(Exception):
+    """Anything that minirun refuses or fails at.
+
+    `message` is the machine line; `cause` and `fix` are sentences for people, either may be empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, cause: str = "", fix: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.cause = cause
+        self.fix = fix
+
+
+class UsageError(MinirunError):
+    """The command line cannot be understood."""
+
+
+class ConfigError(MinirunError):
+    """A configuration is refused. `path` is the field's JSON path, such as `linux.resources`."""
+
+    def __init__(self, path: str, problem: str, *, cause: str = "", fix: str = "") -> None:
+        super().__init__(f"invalid config: {path}: {problem}", cause=cause, fix=fix)
+        self.path = path
+        self.problem = problem
+
+
+class StateError(MinirunError):
+    """The container is not in the state that the verb needs."""
+
+
+class DoesNotExist(StateError):
+    """No container has this ID."""
+
+
+class AlreadyExists(StateError):
+    """The ID is taken."""
+
+
+class NotRunning(StateError):
+    """The container's process is gone."""
+
+
+class Unsupported(MinirunError):
+    """The kernel or the host lacks what was asked for."""
+
+
+class StepFailed(MinirunError):
+    """A step of the recipe failed.
+
+    `step` is the step's name as the plan prints it; `error` what was raised in it. The message is
+    `<step>: <call>: <strerror>`, the call with its flags by name.
+    """
+
+    def __init__(self, step: str, error: BaseException, *, cause: str = "", fix: str = "") -> None:
+        super().__init__(f"{step}: {describe(error)}", cause=cause, fix=fix)
+        self.step = step
+        self.error = error
+
+
+def describe(error: BaseException) -> str:
+    """Say `error` in one line; an OSError raised by a binding tells its call with flag names."""
+    if isinstance(error, MinirunError):
+        return error.message
+    if isinstance(error, OSError) and error.strerror:
+        call = getattr(error, "call", None)
+        where = call or (repr(error.filename) if error.filename is not None else "")
+        return f"{where}: {error.strerror.lower()}" if where else error.strerror.lower()
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
