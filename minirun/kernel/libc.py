@@ -2,7 +2,7 @@
 
 A binding is three lines: `function` or `syscall` looks the entry up once, `call` invokes it with a
 thunk that renders the call as strace would. The text is made only when somebody wants it: for the
-error of a failed call (`OSError.call`) or for the tracer, which serves --debug, --explain and tests.
+error of a failed call (`OSError.call`) or for the tracer: --debug, --explain, tests.
 
 No module in this package holds policy, and none imports more than os, sys, errno and ctypes: they
 are used where the host's file system is already gone.
@@ -99,7 +99,7 @@ def trace(text: Text, result: int = 0, number: int = 0) -> None:
 
 
 def set_tracer(tracer: Tracer | None) -> Tracer | None:
-    """Have `tracer(text, result, errno)` called for each call from now on; return the former one."""
+    """Have `tracer(text, result, errno)` called for each call; return the former tracer."""
     global _tracer
     former, _tracer = _tracer, tracer
     return former

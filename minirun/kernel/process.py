@@ -1,0 +1,258 @@
+"""Processes: clone3(2), pidfds, close_range(2), and what a process is told about itself."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import c_char_p, c_int, c_size_t, c_uint, c_ulong, c_void_p
+
+from minirun.kernel.libc import call, encode, flags, function, quote, syscall, trace
+from minirun.kernel.unshare import CLONE_NAMES
+
+# include/uapi/linux/sched.h
+CLONE_PIDFD = 0x00001000
+CLONE_PARENT = 0x00008000
+CLONE_CLEAR_SIGHAND = 0x100000000
+CLONE_INTO_CGROUP = 0x200000000
+
+_CLONE_NAMES = {
+    **CLONE_NAMES,
+    "CLONE_PIDFD": CLONE_PIDFD,
+    "CLONE_PARENT": CLONE_PARENT,
+    "CLONE_CLEAR_SIGHAND": CLONE_CLEAR_SIGHAND,
+    "CLONE_INTO_CGROUP": CLONE_INTO_CGROUP,
+}
+
+CLOSE_RANGE_UNSHARE = 2
+CLOSE_RANGE_CLOEXEC = 4
+
+PIDFD_NONBLOCK = os.O_NONBLOCK
+
+# include/uapi/linux/prctl.h
+PR_SET_PDEATHSIG = 1
+PR_GET_DUMPABLE = 3
+PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
+PR_SET_NAME = 15
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
+PR_SET_SECUREBITS = 28
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+
+PR_NAMES = {name: value for name, value in list(globals().items()) if name.startswith("PR_")}
+
+
+_CLONE_ARGS = (
+    "flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls",
+    "set_tid", "set_tid_size", "cgroup",
+)  # fmt: skip
+
+
+class clone_args(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint64) for name in _CLONE_ARGS)
+
+
+_clone3 = syscall(435, c_void_p, c_size_t)
+_pidfd_send_signal = syscall(424, c_int, c_int, c_void_p, c_uint)
+_pidfd_open = syscall(434, c_int, c_uint)
+_close_range = syscall(436, c_uint, c_uint, c_uint)
+_prctl = function("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
+_sethostname = function("sethostname", c_char_p, c_size_t)
+_setdomainname = function("setdomainname", c_char_p, c_size_t)
+_personality = function("personality", c_ulong)
+_sched_setattr = syscall({"x86_64": 314, "aarch64": 274}, c_int, c_void_p, c_uint)
+_ioprio_set = syscall({"x86_64": 251, "aarch64": 30}, c_int, c_int, c_int)
+_set_mempolicy = syscall({"x86_64": 238, "aarch64": 237}, c_int, c_void_p, c_ulong)
+_rt_sigaction = syscall({"x86_64": 13, "aarch64": 134}, c_int, c_void_p, c_void_p, c_size_t)
+_rt_sigprocmask = syscall({"x86_64": 14, "aarch64": 135}, c_int, c_void_p, c_void_p, c_size_t)
+_execve = function("execve", c_char_p, c_void_p, c_void_p)
+
+_before_fork = ctypes.pythonapi.PyOS_BeforeFork
+_after_fork_parent = ctypes.pythonapi.PyOS_AfterFork_Parent
+_after_fork_child = ctypes.pythonapi.PyOS_AfterFork_Child
+for _hook in (_before_fork, _after_fork_parent, _after_fork_child):
+    _hook.argtypes = ()
+    _hook.restype = None
+
+
+def clone3(flags_: int, exit_signal: int = 17, cgroup: int | None = None) -> tuple[int, int]:
+    """Make a child that goes on from here as after fork(2); return (pid, pidfd), (0, -1) in it.
+
+    `flags_` are CLONE_* bits without CLONE_VM; `cgroup` is the directory of the cgroup v2 group in
+    which the child starts (CLONE_INTO_CGROUP, Linux 5.7). With CLONE_PARENT the child's parent is
+    ours and `exit_signal` is not used. The interpreter is told as os.fork tells it, so this is safe
+    where no other thread runs. Source: clone3(2), Linux 5.3.
+    """
+    pidfd = c_int(-1)
+    args = clone_args()
+    args.flags = flags_ | CLONE_PIDFD | (0 if cgroup is None else CLONE_INTO_CGROUP)
+    args.pidfd = ctypes.addressof(pidfd)
+    args.exit_signal = 0 if flags_ & CLONE_PARENT else exit_signal
+    args.cgroup = 0 if cgroup is None else cgroup
+    flags_ = int(args.flags)
+    _before_fork()
+    pid = -1
+    try:
+        pid = call(
+            _clone3,
+            (ctypes.byref(args), ctypes.sizeof(args)),
+            lambda: (
+                f"clone3({{flags={flags(flags_, _CLONE_NAMES)}"
+                + ("" if cgroup is None else f", cgroup={cgroup}")
+                + "})"
+            ),
+        )
+    finally:
+        if pid == 0:
+            _after_fork_child()
+        else:
+            _after_fork_parent()
+    return pid, (-1 if pid == 0 else int(pidfd.value))
+
+
+def pidfd_open(pid: int, flags_: int = 0) -> int:
+    """Return a descriptor that stands for the process `pid`. Source: pidfd_open(2), Linux 5.3."""
+    return call(_pidfd_open, (pid, flags_), lambda: f"pidfd_open({pid}, {flags_:#x})")
+
+
+def pidfd_send_signal(pidfd: int, signal: int) -> None:
+    """Signal a process by descriptor: never one that was given a recycled pid.
+
+    Raises ProcessLookupError if it is gone. Source: pidfd_send_signal(2), Linux 5.1.
+    """
+    call(
+        _pidfd_send_signal,
+        (pidfd, signal, None, 0),
+        lambda: f"pidfd_send_signal({pidfd}, {signal}, NULL, 0)",
+    )
+
+
+def close_range(first: int, last: int = 0xFFFFFFFF, flags_: int = 0) -> None:
+    """Close descriptors, or with CLOSE_RANGE_CLOEXEC mark them. Source: close_range(2), 5.9."""
+    names = {"CLOSE_RANGE_UNSHARE": CLOSE_RANGE_UNSHARE, "CLOSE_RANGE_CLOEXEC": CLOSE_RANGE_CLOEXEC}
+    call(
+        _close_range,
+        (first, last, flags_),
+        lambda: f"close_range({first}, {last}, {flags(flags_, names)})",
+    )
+
+
+def prctl(option: int, *args: int) -> int:
+    """Call prctl(2); return its result."""
+    full = (*args, 0, 0, 0, 0)[:4]
+    name = next((name for name, value in PR_NAMES.items() if value == option), str(option))
+    return call(_prctl, (option, *full), lambda: f"prctl({', '.join([name, *map(str, args)])})")
+
+
+def set_name(name: str) -> None:
+    """Set the name by which ps shows this process, at most 15 bytes (PR_SET_NAME)."""
+    buffer = ctypes.create_string_buffer((encode(name) or b"")[:15])
+    prctl(PR_SET_NAME, ctypes.addressof(buffer))
+
+
+def sethostname(name: str) -> None:
+    """Set the host name of this UTS namespace. Source: sethostname(2)."""
+    raw = encode(name) or b""
+    call(_sethostname, (raw, len(raw)), lambda: f"sethostname({quote(name)}, {len(raw)})")
+
+
+def setdomainname(name: str) -> None:
+    """Set the NIS domain name of this UTS namespace. Source: setdomainname(2)."""
+    raw = encode(name) or b""
+    call(_setdomainname, (raw, len(raw)), lambda: f"setdomainname({quote(name)}, {len(raw)})")
+
+
+def personality(persona: int) -> int:
+    """Set the execution domain; return the former one. Source: personality(2)."""
+    return call(_personality, (persona,), lambda: f"personality({persona:#x})")
+
+
+class sched_attr(ctypes.Structure):
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("sched_policy", ctypes.c_uint32),
+        ("sched_flags", ctypes.c_uint64),
+        ("sched_nice", ctypes.c_int32),
+        ("sched_priority", ctypes.c_uint32),
+        ("sched_runtime", ctypes.c_uint64),
+        ("sched_deadline", ctypes.c_uint64),
+        ("sched_period", ctypes.c_uint64),
+    )
+
+
+def sched_setattr(pid: int, attr: sched_attr) -> None:
+    """Set scheduling policy and parameters of `pid` (0: this thread). Source: sched_setattr(2)."""
+    attr.size = ctypes.sizeof(attr)
+    call(
+        _sched_setattr,
+        (pid, ctypes.byref(attr), 0),
+        lambda: (
+            f"sched_setattr({pid}, {{policy={attr.sched_policy}, nice={attr.sched_nice}, "
+            f"priority={attr.sched_priority}}}, 0)"
+        ),
+    )
+
+
+def ioprio_set(which: int, who: int, priority: int) -> None:
+    """Set the I/O class and priority (IOPRIO_PRIO_VALUE) of a process. Source: ioprio_set(2)."""
+    call(
+        _ioprio_set,
+        (which, who, priority),
+        lambda: f"ioprio_set({which}, {who}, {priority:#x})",
+    )
+
+
+def set_mempolicy(mode: int, nodes: int) -> None:
+    """Set the NUMA policy of this thread; `nodes` is a bit mask. Source: set_mempolicy(2)."""
+    words = max(1, (nodes.bit_length() + 63) // 64)
+    mask = (ctypes.c_uint64 * words)(*(nodes >> 64 * n & (1 << 64) - 1 for n in range(words)))
+    call(
+        _set_mempolicy,
+        (mode, ctypes.byref(mask), words * 64 + 1),
+        lambda: f"set_mempolicy({mode}, {nodes:#x})",
+    )
+
+
+class _kernel_sigaction(ctypes.Structure):
+    _fields_ = (
+        ("handler", c_void_p),
+        ("flags", c_ulong),
+        ("restorer", c_void_p),
+        ("mask", ctypes.c_uint64),
+    )
+
+
+def reset_signals() -> None:
+    """Give all 64 signals their default action and unblock them.
+
+    Python ignores SIGPIPE and SIGXFSZ, and ignored signals stay so across execve(2): signal(7).
+    """
+    default = _kernel_sigaction()
+    for number in range(1, 65):
+        if number not in (9, 19):
+            _rt_sigaction(number, ctypes.byref(default), None, 8)
+    empty = ctypes.c_uint64(0)
+    trace(lambda: "rt_sigaction(1..64, SIG_DFL)")
+    call(
+        _rt_sigprocmask,
+        (2, ctypes.byref(empty), None, 8),
+        lambda: "rt_sigprocmask(SIG_SETMASK, [], NULL, 8)",
+    )
+
+
+def string_array(values: list[bytes]) -> ctypes.Array[c_char_p]:
+    """Make a C `char *[]` that ends with NULL; refuse NUL bytes in the values."""
+    for value in values:
+        encode(value)
+    return (c_char_p * (len(values) + 1))(*values, None)
+
+
+def execve(path: bytes, argv: ctypes.Array[c_char_p], envp: ctypes.Array[c_char_p]) -> None:
+    """Run the program at `path` in this process; returns only by raising. Source: execve(2).
+
+    Unlike os.execve it takes prepared arrays: the environment is a list with an order, and nothing
+    is allocated here, where a seccomp filter may already forbid it.
+    """
+    call(_execve, (path, argv, envp), lambda: f"execve({quote(path)})")
