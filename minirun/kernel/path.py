@@ -6,7 +6,7 @@ import ctypes
 import os
 from ctypes import c_char_p, c_int, c_size_t, c_void_p
 
-from minirun.kernel.libc import at, encode, flags, quote, retry, syscall
+from minirun.kernel.libc import at, call, encode, flags, function, quote, retry, syscall
 
 # include/uapi/linux/openat2.h
 RESOLVE_NO_XDEV = 0x01
@@ -77,3 +77,25 @@ def openat2(dirfd: int, path: str | bytes, flags_: int, mode: int = 0, resolve: 
             f"mode={mode:#o}, resolve={flags(resolve, _RESOLVE_NAMES)}}})"
         ),
     )
+
+
+# include/uapi/linux/magic.h
+PROC_SUPER_MAGIC = 0x9FA0
+CGROUP2_SUPER_MAGIC = 0x63677270
+NSFS_MAGIC = 0x6E736673
+DEVPTS_SUPER_MAGIC = 0x1CD1
+
+
+class _statfs_buffer(ctypes.Structure):
+    # The first member of struct statfs is f_type on 64-bit machines; the rest is not looked at.
+    _fields_ = (("f_type", ctypes.c_long), ("rest", ctypes.c_char * 248))
+
+
+_fstatfs = function("fstatfs", c_int, c_void_p)
+
+
+def fstatfs_type(fd: int) -> int:
+    """Return the magic number of the file system that `fd` is on. Source: fstatfs(2)."""
+    buffer = _statfs_buffer()
+    call(_fstatfs, (fd, ctypes.byref(buffer)), lambda: f"fstatfs({fd})")
+    return int(buffer.f_type)

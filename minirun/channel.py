@@ -1,0 +1,103 @@
+"""The messages between the parent and the container's processes, and how a failure crosses.
+
+    sender  tag         payload                 the other side then
+    outer   unshared    {}                      writes the id maps and time offsets, says go
+    outer   init        {"pid"}                 reaps the outer process
+    inner   joined      {}                      finishes cgroup, limits, saves state, says go
+    inner   mounted     {}                      runs prestart and createRuntime hooks, says go
+    inner   ready       {"notes"}               create: exits; run: says go
+    any     error       {"message", …}          ends the creation with this error
+    inner   events      {"events"}              keeps them for --explain
+    parent  go          {}
+
+Each message is a 4-byte length and a JSON object, over two pipes. The end of the pipe where the
+payload was to start is success: the descriptors are closed by execve. A parent that dies ends the
+pipe too, and the child with it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from minirun import jsontext
+from minirun.errors import MinirunError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_LIMIT = 8 << 20  # an --explain of thousands of system calls is below 1 MiB
+
+
+class ChannelClosed(MinirunError):
+    """The other side is gone."""
+
+
+class RemoteError(MinirunError):
+    """A failure that the child told; `message` is the child's, `errno` its number or 0."""
+
+    def __init__(self, message: str, errno: int, cause: str = "", fix: str = "") -> None:
+        super().__init__(message, cause=cause, fix=fix)
+        self.errno = errno
+
+
+class Channel:
+    """One end: a descriptor to read from and one to write to."""
+
+    def __init__(self, reader: int, writer: int) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, tag: str, payload: dict[str, Any] | None = None) -> None:
+        """Send one message. Raises ChannelClosed if nobody can read it."""
+        data = jsontext.dumps({"tag": tag, **(payload or {})}).encode()
+        data = len(data).to_bytes(4, "big") + data
+        try:
+            while data:
+                data = data[os.write(self.writer, data) :]
+        except BrokenPipeError:
+            raise ChannelClosed("the other process is gone") from None
+
+    def receive(self) -> dict[str, Any]:
+        """Wait for a message. Raises ChannelClosed at the end, RemoteError for an `error`."""
+        size = int.from_bytes(self._read(4), "big")
+        if size > _LIMIT:
+            raise MinirunError(f"message of {size} bytes between the processes")
+        message = jsontext.loads(self._read(size), "message")
+        if not isinstance(message, dict) or "tag" not in message:
+            raise MinirunError("malformed message between the processes")
+        if message["tag"] == "error":
+            raise RemoteError(
+                message["message"], message["errno"], message["cause"], message["fix"]
+            )
+        return message
+
+    def expect(self, tag: str) -> dict[str, Any]:
+        """Wait for a message of this kind; any other is an error that names both."""
+        message = self.receive()
+        if message["tag"] != tag:
+            raise MinirunError(f"expected message {tag!r}, got {message['tag']!r}")
+        return message
+
+    def _read(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            chunk = os.read(self.reader, size - len(data))
+            if not chunk:
+                raise ChannelClosed("the other process is gone")
+            data += chunk
+        return data
+
+    def close(self) -> None:
+        """Close both descriptors; the other side sees the end."""
+        for fd in (self.reader, self.writer):
+            if fd >= 0:
+                os.close(fd)
+        self.reader = self.writer = -1
+
+
+def pair() -> tuple[Channel, Channel]:
+    """Make the two ends of a channel."""
+    down_reader, down_writer = os.pipe2(os.O_CLOEXEC)
+    up_reader, up_writer = os.pipe2(os.O_CLOEXEC)
+    return Channel(up_reader, down_writer), Channel(down_reader, up_writer)

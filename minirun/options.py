@@ -1,0 +1,610 @@
+"""Every option and verb of the command line, declared once; and the parser of the engine verbs.
+
+`parse(argv)` gives an `Options`:
+
+    options.verb                 "run"
+    options.args                 ("web", "httpd", "-f"): the positionals, the container's ID first
+    options.memory               "64m": the option's value by its name in snake_case
+    options.given("memory")      whether it stood on the command line
+
+A flag's value is a bool (False when absent); a number's an int (its default, else None); a list's
+a tuple of strings, one per occurrence, never split on commas (() when absent); any other's the text
+as it was typed (None when absent). Sizes, rates, port and volume texts are not looked into here:
+whoever uses them reads them, and names the option in the error. The global options are attributes
+as well: root, log, log_format, debug, systemd_cgroup, rootless.
+
+The grammar is that of runc 1.5 (urfave/cli v3), which engines speak: `--name value`,
+`--name=value`, one dash as good as two, options before or after the ID, except that `exec`, `ps`
+and `kill` (and `run` and `create` with --rootfs) take everything after the ID as it is. From this
+table also come the help texts and the click commands for completion.
+"""
+
+from __future__ import annotations
+
+from minirun.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+FLAG, TEXT, NUMBER, LIST = "flag", "text", "number", "list"
+
+
+class Option:
+    """One option. `needs_rootfs` marks those that only mean something with --rootfs."""
+
+    needs_rootfs = False
+
+    def __init__(
+        self,
+        names: str,
+        kind: str,
+        help: str,
+        metavar: str = "value",
+        *,
+        default: int | str | None = None,
+        choices: tuple[str, ...] = (),
+        hidden: bool = False,
+    ) -> None:
+        self.names = tuple(names.split())
+        self.key = self.names[0].replace("-", "_")
+        self.kind = kind
+        self.help = help
+        self.metavar = metavar
+        self.default = default
+        self.choices = choices
+        self.hidden = hidden
+
+    def absent(self) -> bool | int | str | tuple[str, ...] | None:
+        """Return the value that the option has when it is not given."""
+        if self.kind == FLAG:
+            return False
+        return () if self.kind == LIST else self.default
+
+    def spellings(self) -> str:
+        """Render the names as the help shows them: `--bundle value, -b value`."""
+        tail = "" if self.kind == FLAG else f" {self.metavar}"
+        return ", ".join([f"{'-' if len(n) == 1 else '--'}{n}{tail}" for n in self.names])
+
+
+class RootfsOption(Option):
+    """An option of `run` and `create` that only means something with --rootfs."""
+
+    needs_rootfs = True
+
+
+class Verb:
+    """One verb: what it takes, and where its function is (`module:function`, loaded when called).
+
+    `usage` names the positionals; between `least` and `most` of them (None: any number) are
+    accepted. With `stop`, everything after the first positional is passed on as it is.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        summary: str,
+        usage: str,
+        handler: str,
+        options: tuple[Option, ...] = (),
+        *,
+        details: str = "",
+        least: int = 1,
+        most: int | None = 1,
+        stop: bool = False,
+    ) -> None:
+        self.name = name
+        self.summary = summary
+        self.usage = usage
+        self.handler = handler
+        self.options = options
+        self.details = details
+        self.least = least
+        self.most = most
+        self.stop = stop
+
+    @property
+    def supported(self) -> bool:
+        """Whether the verb does anything yet."""
+        return bool(self.handler)
+
+
+class Options:
+    """What a command line asks for; see the module's docstring."""
+
+    def __init__(
+        self, verb: str, values: dict[str, Any], given: frozenset[str], args: tuple[str, ...]
+    ) -> None:
+        self.__dict__.update(values)
+        self.verb = verb
+        self.args = args
+        self._given = given
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def given(self, name: str) -> bool:
+        """Tell whether the option (by either spelling, `pids-limit` or `pids_limit`) was typed."""
+        return name.replace("-", "_") in self._given
+
+
+_HELP = Option("help h", FLAG, "show this help")
+
+GLOBALS = (
+    Option("debug", FLAG, "tell every step and system call in the log"),
+    Option("log", TEXT, "append log messages to this file instead of stderr", "FILE"),
+    Option(
+        "log-format",
+        TEXT,
+        "format of the log",
+        "text|json",
+        default="text",
+        choices=("text", "json"),
+    ),
+    Option("root", TEXT, "directory of the containers' state (should be on a tmpfs)", "DIR"),
+    Option("criu", TEXT, "(ignored)", "PATH", hidden=True),
+    Option(
+        "systemd-cgroup", FLAG, 'let systemd make the cgroup; cgroupsPath is "slice:prefix:name"'
+    ),
+    Option(
+        "rootless",
+        TEXT,
+        "ignore what a user without cgroup permissions cannot do",
+        "true|false|auto",
+        default="auto",
+    ),
+    _HELP,
+    Option("version v", FLAG, "show the version"),
+)
+
+_CONSOLE = (
+    Option(
+        "console-socket", TEXT, "UNIX socket that is sent the master end of the terminal", "SOCKET"
+    ),
+    Option("pidfd-socket", TEXT, "UNIX socket that is sent a pidfd of the process", "SOCKET"),
+    Option("pid-file", TEXT, "file to write the process's ID to", "FILE"),
+)
+_BUNDLE = Option("bundle b", TEXT, "the bundle's directory (default: the current directory)", "DIR")
+_PRESERVE_FDS = Option(
+    "preserve-fds",
+    NUMBER,
+    "pass N more file descriptors on (stdio + $LISTEN_FDS + N in total)",
+    "N",
+    default=0,
+)
+_LAUNCH = (
+    Option("no-pivot", FLAG, "do not use pivot_root, which fails on a ramdisk; less safe"),
+    Option("no-new-keyring", FLAG, "keep the caller's session keyring"),
+    _PRESERVE_FDS,
+)
+_DETACH = Option("detach d", FLAG, "do not wait for the process")
+_SUBREAPER = Option("no-subreaper", FLAG, "do not adopt the container's orphans", hidden=True)
+_EXPLAIN = Option("explain", FLAG, "tell each step, its system calls and its time on stderr")
+
+# What `run` and `create` take to write a bundle themselves.
+ROOTFS = (
+    RootfsOption(
+        "rootfs", TEXT, "root filesystem: a name from `rootfs list`, or a directory", "ROOT"
+    ),
+    RootfsOption("memory m", TEXT, "memory limit, such as 64m", "SIZE"),
+    RootfsOption("memory-swap", TEXT, "limit of memory and swap together; -1: unlimited", "SIZE"),
+    RootfsOption("memory-reservation", TEXT, "memory that is protected from reclaim", "SIZE"),
+    RootfsOption("cpus", TEXT, "CPU time per second, such as 0.5", "NUMBER"),
+    RootfsOption("cpu-weight", TEXT, "share of busy CPUs, 1 to 10000 (default 100)", "WEIGHT"),
+    RootfsOption("cpu-shares c", TEXT, "the same as cgroup v1 counted it, 2 to 262144", "SHARES"),
+    RootfsOption("cpuset-cpus", TEXT, "CPUs to run on, such as 0-2,7", "LIST"),
+    RootfsOption("cpuset-mems", TEXT, "memory nodes to use", "LIST"),
+    RootfsOption("pids-limit", TEXT, "most processes and threads; -1: unlimited", "N"),
+    RootfsOption("device-read-bps", LIST, "read rate limit, such as /dev/sda:1mb", "DEVICE:RATE"),
+    RootfsOption("device-write-bps", LIST, "write rate limit", "DEVICE:RATE"),
+    RootfsOption("device-read-iops", LIST, "limit of reads per second", "DEVICE:RATE"),
+    RootfsOption("device-write-iops", LIST, "limit of writes per second", "DEVICE:RATE"),
+    RootfsOption("io-weight", TEXT, "share of a busy disk, 1 to 10000 (default 100)", "WEIGHT"),
+    RootfsOption(
+        "volume v", LIST, "bind a directory or file of the host", "SOURCE:TARGET[:OPTIONS]"
+    ),
+    RootfsOption("mount", LIST, "mount, such as type=bind,src=/a,dst=/b,ro", "KEY=VALUE,..."),
+    RootfsOption("tmpfs", LIST, "mount an empty file system in memory", "TARGET[:OPTIONS]"),
+    RootfsOption("read-only", FLAG, "make the root filesystem read-only"),
+    RootfsOption(
+        "env e", LIST, "set a variable; NAME alone takes the caller's value", "NAME[=VALUE]"
+    ),
+    RootfsOption("env-file", LIST, "read variables from a file", "FILE"),
+    RootfsOption("workdir w", TEXT, "directory to start in", "DIR"),
+    RootfsOption("user u", TEXT, "user, and group, to run as", "USER[:GROUP]"),
+    RootfsOption("hostname", TEXT, "host name (default: the container's ID)", "NAME"),
+    RootfsOption("cap-add", LIST, "allow a capability (gives up some isolation)", "CAPABILITY"),
+    RootfsOption("cap-drop", LIST, "take a capability away, or ALL", "CAPABILITY"),
+    RootfsOption(
+        "security-opt", LIST, "seccomp=FILE|unconfined, no-new-privileges=true|false", "KEY=VALUE"
+    ),
+    RootfsOption("userns", TEXT, "user namespace: auto, host (gives up isolation)", "MODE"),
+    RootfsOption("network", TEXT, "none, host (gives up isolation), bridge, ns:PATH", "MODE"),
+    RootfsOption("publish p", LIST, "publish a port", "[IP:]HOST:CONTAINER[/udp]"),
+    RootfsOption("tty t", FLAG, "give the process a terminal"),
+    RootfsOption("interactive i", FLAG, "keep stdin open"),
+    RootfsOption("init", FLAG, "reap orphans and forward signals from process 1"),
+    RootfsOption("rm", FLAG, "remove the container afterwards (`run` does so anyway)"),
+    RootfsOption("dns", LIST, "name server", "ADDRESS"),
+    RootfsOption("add-host", LIST, "add a line to /etc/hosts", "NAME:ADDRESS"),
+    RootfsOption("ulimit", LIST, "resource limit, such as nofile=1024:2048", "TYPE=SOFT[:HARD]"),
+    RootfsOption("sysctl", LIST, "kernel parameter of the container's namespaces", "NAME=VALUE"),
+    RootfsOption("device", LIST, "give a device of the host", "PATH[:TARGET[:rwm]]"),
+    RootfsOption("shm-size", TEXT, "size of /dev/shm (default 64m)", "SIZE"),
+    RootfsOption("oom-score-adj", TEXT, "preference of the OOM killer, -1000 to 1000", "N"),
+    RootfsOption("cgroup-parent", TEXT, "cgroup to make the container's in", "PATH"),
+    RootfsOption("no-limits", FLAG, "set none of the default limits (gives up protection)"),
+)
+
+_RUN_DETAILS = """\
+Without --rootfs a bundle is run: a directory with config.json and a root filesystem, as in every
+OCI runtime ("minirun spec" writes a config.json to start from). With --rootfs minirun writes the
+bundle itself from the options below; what follows the ID is then the command to run."""
+
+_ID = "<container-id>"
+_ID_COMMAND = "<container-id> [command [argument...]]"
+_OCI = "minirun.cli.lifecycle"
+
+_CHECKPOINT = (
+    Option("image-path", TEXT, "directory of the checkpoint's image files", "DIR"),
+    Option("work-path", TEXT, "directory of work files and logs", "DIR"),
+    Option("tcp-established", FLAG, "allow open TCP connections"),
+    Option("ext-unix-sk", FLAG, "allow external UNIX sockets"),
+    Option("shell-job", FLAG, "allow shell jobs"),
+    Option("lazy-pages", FLAG, "use userfaultfd to restore memory lazily"),
+    Option("file-locks", FLAG, "handle file locks"),
+    Option("manage-cgroups-mode", TEXT, "cgroup mode: soft, full, strict or ignore", "MODE"),
+    Option("empty-ns", LIST, "create a namespace, but do not restore what is in it", "NAMESPACE"),
+    Option("auto-dedup", FLAG, "deduplicate memory images"),
+)
+
+_ALL = (
+    Verb(
+        "create",
+        "create a container",
+        _ID_COMMAND,
+        f"{_OCI}:create",
+        (_BUNDLE, *_CONSOLE, *_LAUNCH, *ROOTFS),
+        details=_RUN_DETAILS,
+        most=None,
+    ),
+    Verb("start", "start the process of a created container", _ID, f"{_OCI}:start"),
+    Verb(
+        "run",
+        "create a container and run it",
+        _ID_COMMAND,
+        f"{_OCI}:run",
+        (
+            _BUNDLE,
+            _DETACH,
+            Option("keep", FLAG, "keep the container after its process has ended"),
+            _SUBREAPER,
+            *_CONSOLE,
+            *_LAUNCH,
+            _EXPLAIN,
+            *ROOTFS,
+        ),
+        details=_RUN_DETAILS,
+        most=None,
+    ),
+    Verb(
+        "exec",
+        "run another process in a container",
+        "<container-id> <command> [argument...]  |  -p process.json <container-id>",
+        "minirun.cli.exec:exec_",
+        (
+            *_CONSOLE,
+            Option("cwd", TEXT, "directory to start in", "DIR"),
+            Option("env e", LIST, "set a variable", "NAME=VALUE"),
+            Option("tty t", FLAG, "give the process a terminal"),
+            Option("user u", TEXT, "user, and group, to run as, as numbers", "UID[:GID]"),
+            Option("additional-gids g", LIST, "add the process to a group", "GID"),
+            Option("process p", TEXT, "read the process from this JSON file", "FILE"),
+            _DETACH,
+            Option("process-label", TEXT, "SELinux label of the process", "LABEL"),
+            Option("apparmor", TEXT, "AppArmor profile of the process", "PROFILE"),
+            Option("no-new-privs", FLAG, "set no_new_privs for the process"),
+            Option("cap c", LIST, "add a capability to the process", "CAPABILITY"),
+            _PRESERVE_FDS,
+            Option("cgroup", LIST, "run in a sub-cgroup of the container's", "PATH"),
+            Option("ignore-paused", FLAG, "allow it in a paused container"),
+            _SUBREAPER,
+        ),
+        most=None,
+        stop=True,
+    ),
+    Verb("state", "show a container's state as JSON", _ID, f"{_OCI}:state"),
+    Verb(
+        "kill",
+        "send a signal to a container's first process (default: SIGTERM)",
+        "<container-id> [signal]",
+        f"{_OCI}:kill",
+        (Option("all a", FLAG, "send it to all processes of the container", hidden=True),),
+        most=2,
+        stop=True,
+    ),
+    Verb(
+        "delete",
+        "remove what a stopped container holds",
+        _ID,
+        f"{_OCI}:delete",
+        (Option("force f", FLAG, "kill the container if it runs; none of that name is no error"),),
+    ),
+    Verb(
+        "list",
+        "list the containers",
+        "",
+        "minirun.cli.listing:list_",
+        (
+            Option(
+                "format f",
+                TEXT,
+                "table or json",
+                "FORMAT",
+                default="table",
+                choices=("table", "json"),
+            ),
+            Option("quiet q", FLAG, "show the IDs only"),
+        ),
+        least=0,
+        most=0,
+    ),
+    Verb(
+        "ps",
+        "show the processes in a container",
+        "<container-id> [ps options]",
+        "minirun.cli.listing:ps",
+        (
+            Option(
+                "format f",
+                TEXT,
+                "table or json (an array of process IDs)",
+                "FORMAT",
+                default="table",
+                choices=("table", "json"),
+            ),
+        ),
+        most=None,
+        stop=True,
+    ),
+    Verb("pause", "freeze all processes in a container", _ID, f"{_OCI}:pause"),
+    Verb("resume", "let a paused container go on", _ID, f"{_OCI}:resume"),
+    Verb(
+        "update",
+        "change a container's limits",
+        _ID,
+        "minirun.cli.update:update",
+        (
+            Option(
+                "resources r", TEXT, "read linux.resources from a JSON file, - for stdin", "FILE"
+            ),
+            Option("blkio-weight", NUMBER, "weight of the container's I/O, 10 to 1000", "WEIGHT"),
+            Option("cpu-period", TEXT, "CPU period in microseconds; 0: the default", "US"),
+            Option("cpu-quota", TEXT, "CPU time per period in microseconds", "US"),
+            Option("cpu-burst", TEXT, "CPU time that may be saved for later, microseconds", "US"),
+            Option("cpu-share", TEXT, "CPU shares, 2 to 262144", "SHARES"),
+            Option("cpu-rt-period", TEXT, "real-time period in microseconds", "US"),
+            Option("cpu-rt-runtime", TEXT, "real-time per period in microseconds", "US"),
+            Option("cpuset-cpus", TEXT, "CPUs to run on, such as 0-2,7", "LIST"),
+            Option("cpuset-mems", TEXT, "memory nodes to use", "LIST"),
+            Option("kernel-memory", TEXT, "(ignored)", hidden=True),
+            Option("kernel-memory-tcp", TEXT, "(ignored)", hidden=True),
+            Option("memory", TEXT, "memory limit, such as 512m; -1: unlimited", "SIZE"),
+            Option("cpu-idle", TEXT, "1: run only when nothing else wants the CPU", "0|1"),
+            Option("memory-reservation", TEXT, "memory that is protected from reclaim", "SIZE"),
+            Option("memory-swap", TEXT, "memory and swap together; -1: unlimited swap", "SIZE"),
+            Option("pids-limit", NUMBER, "most processes and threads; -1: unlimited", "N"),
+            Option("l3-cache-schema", TEXT, "Intel RDT cache schema", "SCHEMA"),
+            Option("mem-bw-schema", TEXT, "Intel RDT memory bandwidth schema", "SCHEMA"),
+        ),
+    ),
+    Verb(
+        "spec",
+        "write a config.json to start from",
+        "",
+        "minirun.cli.spec:spec",
+        (
+            Option("bundle b", TEXT, "directory to write to (default: the current one)", "DIR"),
+            Option("rootless", FLAG, "for a user without privileges"),
+        ),
+        least=0,
+        most=0,
+    ),
+    Verb(
+        "events",
+        "show a container's statistics and out-of-memory events",
+        _ID,
+        "",
+        (
+            Option("interval", TEXT, "time between two statistics", "DURATION", default="5s"),
+            Option("stats", FLAG, "show the statistics once"),
+        ),
+    ),
+    Verb("features", "show what this runtime supports as JSON", "", "", least=0, most=0),
+    Verb(
+        "checkpoint",
+        "checkpoint a running container",
+        _ID,
+        "",
+        (
+            *_CHECKPOINT,
+            Option("parent-path", TEXT, "directory of the preceding pre-dump", "DIR"),
+            Option("leave-running", FLAG, "leave the process running"),
+            Option("tcp-skip-in-flight", FLAG, "skip TCP connections in flight"),
+            Option("link-remap", FLAG, "remap unlinked files"),
+            Option("status-fd", TEXT, "file descriptor to write \\0 to when lazy-pages is ready"),
+            Option("page-server", TEXT, "address of a page server", "ADDRESS:PORT"),
+            Option("pre-dump", FLAG, "dump memory only, and leave the container running"),
+        ),
+    ),
+    Verb(
+        "restore",
+        "restore a container from a checkpoint",
+        _ID,
+        "",
+        (
+            *_CHECKPOINT,
+            *_CONSOLE,
+            _BUNDLE,
+            _DETACH,
+            _SUBREAPER,
+            *_LAUNCH,
+            Option("lsm-profile", TEXT, "security profile to restore with", "TYPE:NAME"),
+            Option("lsm-mount-context", TEXT, "mount context to restore with", "CONTEXT"),
+        ),
+    ),
+)
+
+VERBS = {verb.name: verb for verb in _ALL}
+
+# The verbs for people: what they do, and where click finds them. They are loaded when called.
+HUMAN = {
+    "rootfs": ("fetch, list, verify and remove root filesystems", "minirun.cli.rootfs:rootfs"),
+    "network": ("list and clean up networks, addresses and ports", "minirun.cli.network:network"),
+    "completion": ("print the completion script of a shell", "minirun.cli.human:completion"),
+}
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Read a command line without the program's name.
+
+    `options.verb` is "" when there is none, else the verb's name as typed: one of VERBS, of HUMAN
+    (whose arguments are left in `options.args`), or an unknown one. With `options.help` or
+    `options.version` nothing else has been checked.
+
+    Raises UsageError, with the attribute `verb` where one was recognised.
+    """
+    reader = _Reader(GLOBALS)
+    rest = reader.read(list(argv), stop=lambda: True)
+    name = rest[0] if rest else ""
+    verb = VERBS.get(name)
+    if verb is None or reader.values["help"]:
+        return Options(name, reader.values, frozenset(reader.seen), tuple(rest[1:]))
+    try:
+        return _parse_verb(verb, reader.values, rest[1:])
+    except UsageError as error:
+        error.verb = verb.name  # type: ignore[attr-defined]
+        raise
+
+
+def _parse_verb(verb: Verb, above: dict[str, Any], argv: list[str]) -> Options:
+    reader = _Reader((*verb.options, _HELP))
+    both = "rootfs" in reader.values
+    args = reader.read(argv, lambda: verb.stop or (both and reader.values["rootfs"] is not None))
+    values = {**above, **reader.values}
+    options = Options(verb.name, values, frozenset(reader.seen), tuple(args))
+    if values["help"]:
+        return options
+    if both:
+        _check_rootfs(verb, options)
+    _check_count(verb, options)
+    return options
+
+
+def _check_rootfs(verb: Verb, options: Options) -> None:
+    if options.rootfs is None:
+        for option in verb.options:
+            if option.needs_rootfs and options.given(option.key):
+                raise UsageError(
+                    f"flag --{option.names[0]} needs --rootfs",
+                    cause="a bundle's config.json says this itself",
+                )
+    elif options.bundle is not None:
+        raise UsageError("flags --bundle and --rootfs exclude each other")
+
+
+def _check_count(verb: Verb, options: Options) -> None:
+    most = 1 if verb.most is None and getattr(options, "rootfs", "") is None else verb.most
+    count = len(options.args)
+    if verb.least <= count and (most is None or count <= most):
+        return
+    which = "a minimum of" if count < verb.least else "a maximum of"
+    bound = verb.least if count < verb.least else most
+    if verb.least == most:
+        which = "exactly"
+    raise UsageError(f'minirun: "{verb.name}" requires {which} {bound} argument(s)')
+
+
+class _Reader:
+    """Reads options of one table off a list of arguments."""
+
+    def __init__(self, table: Sequence[Option]) -> None:
+        self.by_name = {name: option for option in table for name in option.names}
+        self.values: dict[str, Any] = {option.key: option.absent() for option in table}
+        self.seen: set[str] = set()
+
+    def read(self, argv: list[str], stop: Callable[[], bool]) -> list[str]:
+        """Read options; return the positionals.
+
+        After a positional, when `stop()` says so, all that follows is positional.
+        """
+        args: list[str] = []
+        left = argv[::-1]
+        while left:
+            word = left.pop()
+            if word == "--":
+                return args + left[::-1]
+            if len(word) < 2 or word[0] != "-":
+                args.append(word)
+                if stop():
+                    # `exec ID -- command`: the dashes part our options from the command's.
+                    if len(left) > 1 and left[-1] == "--" and self.values.get("help") is not None:
+                        left.pop()
+                    return args + left[::-1]
+                continue
+            self._option(word, left)
+        return args
+
+    def _option(self, word: str, left: list[str]) -> None:
+        name, equals, value = word[2 if word.startswith("--") else 1 :].partition("=")
+        option = self.by_name.get(name)
+        if option is None:
+            return self._bundled(word, name, equals, left)
+        if equals:
+            return self._set(option, value)
+        if option.kind == FLAG:
+            return self._set(option, "true")
+        if not left:
+            raise UsageError(f"flag needs an argument: {word}")
+        return self._set(option, left.pop())
+
+    def _bundled(self, word: str, name: str, equals: str, left: list[str]) -> None:
+        """Read `-it` as `-i -t`; the last one may take a value."""
+        options = [self.by_name.get(char) for char in name]
+        known = [option for option in options if option is not None]
+        flags = all(option.kind == FLAG for option in known[:-1])
+        if word.startswith("--") or equals or not flags or len(known) != len(name) or not known:
+            raise UsageError(f"flag provided but not defined: -{name}")
+        for char in name:
+            self._option(f"-{char}", left)
+
+    def _set(self, option: Option, value: str) -> None:
+        self.seen.add(option.key)
+        if option.kind == FLAG:
+            self.values[option.key] = boolean(value, option.names[0])
+        elif option.kind == NUMBER:
+            self.values[option.key] = _number(value, option.names[0])
+        elif option.kind == LIST:
+            self.values[option.key] += (value,)
+        elif option.choices and value not in option.choices:
+            raise UsageError(f"invalid {option.names[0]} option")
+        else:
+            self.values[option.key] = value
+
+
+def boolean(value: str, name: str) -> bool:
+    """Read a flag's value as Go's strconv.ParseBool does. Raises UsageError."""
+    if value in ("1", "t", "T", "true", "TRUE", "True"):
+        return True
+    if value in ("0", "f", "F", "false", "FALSE", "False"):
+        return False
+    raise UsageError(f'invalid value "{value}" for flag -{name}: not a boolean')
+
+
+def _number(value: str, name: str) -> int:
+    digits = value[1:] if value[:1] == "-" else value
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 18):
+        raise UsageError(f'invalid value "{value}" for flag -{name}: not a whole number')
+    return int(value)

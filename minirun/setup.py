@@ -1,0 +1,108 @@
+"""The set-up record: what the steps of one create, run or exec share.
+
+One record per process tree: the child has a copy since its birth, so what a later step of the
+parent sets is not seen there. Descriptors in it are O_CLOEXEC and end with the processes.
+"""
+
+from __future__ import annotations
+
+from minirun.spec import Process, Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from minirun.channel import Channel
+    from minirun.step import Event
+
+
+class Launch:
+    """How create, run or exec was asked for: the flags that are not in config.json.
+
+    `preserve_fds` descriptors from 3 on are kept for the payload. The socket and file arguments
+    are paths, absolute or relative to the caller's working directory.
+    """
+
+    def __init__(
+        self,
+        bundle: str = ".",
+        *,
+        console_socket: str | None = None,
+        pid_file: str | None = None,
+        pidfd_socket: str | None = None,
+        no_pivot: bool = False,
+        no_new_keyring: bool = False,
+        preserve_fds: int = 0,
+        detach: bool = False,
+        cgroup: str | None = None,
+        ignore_paused: bool = False,
+    ) -> None:
+        self.bundle = bundle
+        self.console_socket = console_socket
+        self.pid_file = pid_file
+        self.pidfd_socket = pidfd_socket
+        self.no_pivot = no_pivot
+        self.no_new_keyring = no_new_keyring
+        self.preserve_fds = preserve_fds
+        self.detach = detach
+        self.cgroup = cgroup
+        self.ignore_paused = ignore_paused
+
+
+class Setup:
+    """See the module. Attributes are set by the step that is named beside them."""
+
+    def __init__(self, cid: str, spec: Spec, process: Process, bundle: str, launch: Launch) -> None:
+        self.cid = cid
+        self.spec = spec
+        self.process = process
+        self.bundle = bundle
+        self.launch = launch
+        self.events: list[Event] | None = None  # a list: record what each step did
+        self.notes: list[str] = []  # sentences for the person at the terminal
+        self.current = ""  # the step being taken, for errors
+        self.undo: list[Callable[[], None]] = []  # what the parent's steps made, newest last
+
+        self.root_path = ""  # absolute path of the root filesystem on the host
+        self.state_dir = -1  # state: descriptor of the container's state directory
+        self.executable = ""  # path of the minirun command, for hooks
+
+        self.channel: Channel | None = None  # parent: to the child; child: to the parent
+        self.pid = 0  # parent: the container's process
+        self.pidfd = -1
+        self.outer_pid = 0  # parent: the process that joins and unshares
+
+        self.namespaces: dict[str, int] = {}  # namespaces.open_paths: type → descriptor to join
+        self.sources: dict[int, int] = {}  # mounts.open_sources: index in spec.mounts → mount
+        self.device_sources: dict[str, int] = {}  # devices.open_nodes: path → mount of a node
+        self.null_source = -1  # mounts.open_sources: a mount of the host's /dev/null
+        self.group: Any = None  # cgroups.enter: the container's group or None
+        self.group_fd: int | None = None
+        self.filter: Any = None  # seccomp.compile_filter
+        self.console: int = -1  # terminal: descriptor of the socket that gets the pty's master
+        self.console_size: tuple[int, int] | None = None
+        self.fifo = -1  # state.make_fifos: the child waits on it for `start`
+        self.result = -1  # the child tells `start` of a failure on it
+
+        self.rootfd = -1  # mounts.bind_root: the container's root
+        self.procfd = -1  # procfs.open_private
+        self.mask_source = -1  # mounts: what hides a directory
+        self.terminal_fd = -1  # terminal.open: the pty's slave
+        self.program = b""  # program.resolve: what is executed
+        self.argv: Any = None
+        self.envp: Any = None
+
+    @property
+    def new_namespaces(self) -> set[str]:
+        """Types of the namespaces that are made, not joined."""
+        return {entry.type for entry in self.spec.linux.namespaces if not entry.path}
+
+    @property
+    def new_user_namespace(self) -> bool:
+        """Whether the container gets a user namespace of its own."""
+        return "user" in self.new_namespaces
+
+    def needs_private(self, kind: str) -> bool:
+        """Whether the container has a namespace of this type that is not the host's by omission."""
+        return any(entry.type == kind for entry in self.spec.linux.namespaces)
