@@ -12,13 +12,12 @@ import os
 
 from minirun.kernel import libc, mount
 from minirun.kernel.path import (
-    PROC_SUPER_MAGIC,
     RESOLVE_BENEATH,
     RESOLVE_NO_MAGICLINKS,
     RESOLVE_NO_XDEV,
-    fstatfs_type,
     openat2,
 )
+from minirun.kernel.statfs import PROC_SUPER_MAGIC, fstatfs_type
 from minirun.step import step
 
 TYPE_CHECKING = False

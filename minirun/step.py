@@ -106,7 +106,9 @@ def _take(function: Step, setup: Setup) -> None:
 def _observe(event: Event, function: Step, setup: Setup) -> None:
     assert setup.events is not None
     setup.events.append(event)
-    former = libc.set_tracer(lambda text, result, number: event.calls.append([text, result, number]))
+    former = libc.set_tracer(
+        lambda text, result, number: event.calls.append([text, result, number])
+    )
     start = time.perf_counter_ns()
     try:
         _take(function, setup)
