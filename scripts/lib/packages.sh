@@ -1,0 +1,40 @@
+# shellcheck shell=bash
+# Which Debian packages are needed for what, and how the missing ones get here. Sourced, not run.
+# shellcheck disable=SC2034 # each script uses some of the lists
+
+# What building python-prctl takes; nobody publishes wheels of it.
+build_packages=(
+    gcc:gcc
+    '/usr/include/python3*/Python.h:python3-dev'
+    /usr/include/sys/capability.h:libcap-dev
+    '/usr/lib/python3*/ensurepip/__init__.py:python3-venv'
+)
+# What minirun calls or loads.
+runtime_packages=(
+    nft:nftables
+    ip:iproute2
+    conmon:conmon
+    '/usr/lib/*/libseccomp.so.2:libseccomp2'
+    /bin/busybox:busybox-static
+)
+
+# missing_packages FILE:PACKAGE...: the packages of those files (commands, if without a slash) that are not there.
+missing_packages() {
+    local pair file
+    for pair in "$@"; do
+        file=${pair%%:*}
+        case $file in
+            */*) compgen -G "$file" >/dev/null || echo "${pair#*:}" ;;
+            *) PATH=$PATH:/usr/sbin:/sbin type -P "$file" >/dev/null || echo "${pair#*:}" ;;
+        esac
+    done | sort -u
+}
+
+# apt_install LOG PACKAGE...
+apt_install() {
+    local log=$1
+    shift
+    # An update may fail for some other source of the user's; the installation decides.
+    DEBIAN_FRONTEND=noninteractive apt-get update -q </dev/null >>"$log" 2>&1 || :
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "$@" </dev/null >>"$log" 2>&1
+}
