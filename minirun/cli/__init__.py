@@ -1,0 +1,148 @@
+"""The command line: from the words to one call, and from its result to output and exit status.
+
+`main` is called by the launcher. The verbs that engines use are read by `minirun.options` and load
+nothing but their own module; the verbs for people are click's, in `minirun.cli.human`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from minirun import log
+from minirun.errors import MinirunError, UsageError
+from minirun.grammar import Options
+from minirun.options import HUMAN, VERBS, parse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Handler = Callable[[Options], int]
+
+STDOUT = 1
+INTERRUPTED = 128 + 2
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command line (without the program's name); return the exit status."""
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        return 1  # the reader of our output has gone, as in `minirun list | head -1`
+    except (MinirunError, OSError) as error:
+        return _fail(error)
+    except Exception as bug:  # noqa: BLE001 - the last resort: one line, not a traceback
+        return _internal_error(bug)
+
+
+def _main(argv: Sequence[str]) -> int:
+    try:
+        options = parse(argv)
+    except UsageError as error:
+        return _misused(error)
+    if not argv and "_MINIRUN_COMPLETE" in os.environ:
+        return _human(options, argv)
+    if options.version or options.help or not options.verb:
+        return _tell(options)
+    log.configure(options)
+    if options.verb in HUMAN:
+        return _human(options, [options.verb, *options.args])
+    # What minirun makes is root's alone unless it says otherwise; the log keeps the caller's umask.
+    os.umask(0o077)
+    return _handler(options.verb)(options)
+
+
+def _tell(options: Options) -> int:
+    from minirun.cli.help import overview, verb_help
+
+    if options.version:
+        return write(version())
+    verb = VERBS.get(options.verb)
+    if verb is None:
+        return write(overview())
+    if verb.name == "checkpoint" and not verb.supported:
+        # podman and CRI-O ask for this help to learn whether checkpoints work.
+        raise _unsupported(verb.name)
+    return write(verb_help(verb))
+
+
+def _handler(name: str) -> Handler:
+    verb = VERBS.get(name)
+    if verb is None:
+        raise UsageError(f'unknown command "{name}"', fix="minirun --help lists the commands")
+    if not verb.supported:
+        raise _unsupported(name)
+    return _load(verb.handler)
+
+
+def _load(place: str) -> Handler:
+    module, _, function = place.partition(":")
+    __import__(module)
+    handler: Handler = getattr(sys.modules[module], function)
+    return handler
+
+
+def _unsupported(name: str) -> MinirunError:
+    return MinirunError(f"command {name} is not supported yet")
+
+
+def _human(options: Options, argv: Sequence[str]) -> int:
+    from minirun.cli.human import run  # click: 30 ms
+
+    return run(argv, options)
+
+
+def _misused(error: UsageError) -> int:
+    """Say what is wrong with the command line as runc does: help on stdout, and the error."""
+    options: Options | None = getattr(error, "options", None)
+    if options is not None:
+        log.configure(options)
+    verb = VERBS.get(getattr(error, "verb", ""))
+    from minirun.cli.help import overview, verb_help
+
+    text = verb_help(verb) if verb is not None else overview()
+    write(f"Incorrect Usage.\n\n{text}\n")
+    return _fail(error)
+
+
+def _fail(error: MinirunError | OSError) -> int:
+    log.error(error)
+    return error.exit_code if isinstance(error, MinirunError) else 1
+
+
+def fail_early(argv: Sequence[str], error: MinirunError | OSError) -> int:
+    """Report what went wrong before the command line was looked at; return the exit status."""
+    try:
+        log.configure(parse(argv))
+    except MinirunError:
+        return _fail(error)  # without the log: the first failure is the one to tell
+    return _fail(error)
+
+
+def _internal_error(bug: Exception) -> int:
+    text = f"internal error: {type(bug).__name__}: {bug}"
+    log.error(MinirunError(text, cause="this is a bug in minirun", fix="please report it"))
+    if log.debugging():
+        import traceback
+
+        for line in traceback.format_exception(bug):
+            log.debug(line)
+    return 1
+
+
+def version() -> str:
+    """Return what --version prints; engines parse these lines."""
+    from minirun import __version__
+
+    return f"minirun version {__version__}\nspec: 1.3.0\n"
+
+
+def write(text: str) -> int:
+    """Write to stdout, whole; return 0."""
+    data = text.encode("utf-8", "backslashreplace")
+    while data:
+        data = data[os.write(STDOUT, data) :]
+    return 0
