@@ -1,0 +1,170 @@
+"""The nft table `minirun`: NAT, published ports, and what containers may not reach.
+
+The whole table is a function of the leases and is replaced in one transaction, so nothing has to
+be found again to be removed, a crash leaves nothing half done, and after somebody's `nft flush
+ruleset` the next container puts it back. No other table is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from minirun.errors import MinirunError, Unsupported
+from minirun.network import address
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minirun.network.leases import Lease, Network, State
+    from minirun.network.plan import Publish
+
+_FORGET = "table ip minirun\ndelete table ip minirun\n"  # the first line makes the second succeed
+_TIMEOUT = 30  # seconds
+# nft's own order: raw -300 comes before connection tracking, which is at -200.
+_CHAINS = (
+    ("early", "type filter hook prerouting priority -300; policy accept;"),
+    ("input", "type filter hook input priority 0; policy accept;"),
+    ("forward", "type filter hook forward priority 0; policy accept;"),
+    ("prerouting", "type nat hook prerouting priority -100; policy accept;"),
+    ("output", "type nat hook output priority -100; policy accept;"),
+    ("postrouting", "type nat hook postrouting priority 100; policy accept;"),
+)
+
+
+def render(state: State) -> str:
+    """Give the nft script that makes the table what the leases say."""
+    if not state.networks:
+        return _FORGET
+    rules: dict[str, list[str]] = {name: [] for name, _ in _CHAINS}
+    _guard_forwarding(rules, state)
+    for network in state.networks:
+        _guard(rules, network)
+        _link_local(rules, network)
+        _forward(rules, network)
+        _masquerade(rules, network)
+        for lease in network.leases:
+            for publish in lease.publish:
+                _publish(rules, lease, publish)
+    lines = [_FORGET + "table ip minirun {"]
+    for name, hook in _CHAINS:
+        body = "".join(f"    {rule}\n" for rule in rules[name])
+        lines.append(f"  chain {name} {{\n    {hook}\n{body}  }}")
+    return "\n".join([*lines, "}", ""])
+
+
+def _guard_forwarding(rules: dict[str, list[str]], state: State) -> None:
+    """Where minirun switched forwarding on, let it serve minirun's bridges and nothing else."""
+    bridges = ", ".join(f'"{network.bridge}"' for network in state.networks)
+    for interface in state.opened:
+        rules["forward"].append(
+            f'iifname "{interface}" oifname != {{ {bridges} }} drop comment "minirun: unasked"'
+        )
+
+
+def _guard(rules: dict[str, list[str]], network: Network) -> None:
+    """Take from containers what `route_localnet` on the bridge would give them.
+
+    With it the kernel no longer drops packets from or to 127.0.0.0/8 as martians. So these two
+    rules stand before connection tracking, which rewrites the answers to the host's own.
+    """
+    bridge = f'iifname "{network.bridge}"'
+    rules["early"] += [
+        f'{bridge} ip daddr 127.0.0.0/8 drop comment "minirun: loopback is the host\'s own"',
+        f'{bridge} ip saddr != {network.subnet} drop comment "minirun: not an address of theirs"',
+    ]
+
+
+def _link_local(rules: dict[str, list[str]], network: Network) -> None:
+    """Keep the clouds' metadata from containers, unless allowed; some clouds' DNS is there too."""
+    match = f'iifname "{network.bridge}" ip daddr 169.254.0.0/16'
+    allowed = ", ".join(lease.address for lease in network.leases if lease.metadata)
+    for chain in ("input", "forward"):
+        rules[chain].append(f"{match} meta l4proto {{ tcp, udp }} th dport 53 accept")
+        if allowed:
+            rules[chain].append(f"{match} ip saddr {{ {allowed} }} accept")
+        rules[chain].append(
+            f'{match} reject with icmp type admin-prohibited comment "minirun: cloud metadata"'
+        )
+
+
+def _forward(rules: dict[str, list[str]], network: Network) -> None:
+    """Let containers of a network reach each other and outside, and be reached where published."""
+    bridge = network.bridge
+    rules["forward"] += [
+        f'oifname "{bridge}" iifname "{bridge}" accept',
+        f'oifname "{bridge}" ct state established,related accept',
+        f'oifname "{bridge}" ct status dnat accept',
+        f'oifname "{bridge}" drop comment "minirun: not published"',
+    ]
+
+
+def _masquerade(rules: dict[str, list[str]], network: Network) -> None:
+    bridge, subnet = network.bridge, network.subnet
+    rules["postrouting"] += [
+        f'ip saddr {subnet} oifname != "{bridge}" masquerade',
+        # The host's own connection to 127.0.0.1:PORT: the container could not answer to 127.0.0.1.
+        f'ip saddr 127.0.0.0/8 oifname "{bridge}" masquerade',
+        # A container's to a port published by its neighbour, who would answer directly.
+        f'ip saddr {subnet} oifname "{bridge}" ct status dnat masquerade',
+    ]
+
+
+def _publish(rules: dict[str, list[str]], lease: Lease, publish: Publish) -> None:
+    where = address.parse(publish.address)
+    match = f"ip daddr {publish.address}" if where else "fib daddr type local"
+    rule = (
+        f"{match} {publish.protocol} dport {_ports(publish)} dnat to {_target(lease, publish)} "
+        f'comment "minirun:{lease.id[:100]}"'
+    )
+    rules["output"].append(rule)
+    if not address.contains(address.LOOPBACK, where):
+        rules["prerouting"].append(rule)
+
+
+def _ports(publish: Publish) -> str:
+    last = publish.host_port + publish.count - 1
+    return str(publish.host_port) + (f"-{last}" if publish.count > 1 else "")
+
+
+def _target(lease: Lease, publish: Publish) -> str:
+    """Give what `dnat to` takes; a range is mapped port by port: nft would choose any of them."""
+    if publish.count == 1:
+        return f"{lease.address}:{publish.container_port}"
+    if publish.host_port == publish.container_port:
+        return lease.address
+    pairs = ", ".join(
+        f"{publish.host_port + step} : {publish.container_port + step}"
+        for step in range(publish.count)
+    )
+    return f"{lease.address}:{publish.protocol} dport map {{ {pairs} }}"
+
+
+def find_nft() -> str:
+    """Give nft's path, from fixed places: a hook may run without PATH, or with a user's."""
+    for directory in ("/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin"):
+        path = f"{directory}/nft"
+        if os.access(path, os.X_OK):
+            return path
+    raise Unsupported("nft is not installed", fix="apt install nftables (dnf, apk: the same name)")
+
+
+def apply(state: State) -> None:
+    """Make the kernel's table what the leases say. Raises MinirunError with nft's own words."""
+    try:
+        done = subprocess.run(
+            [find_nft(), "-f", "-"],
+            input=render(state).encode("ascii"),
+            capture_output=True,
+            timeout=_TIMEOUT,
+            env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise MinirunError(f"nft did not answer within {_TIMEOUT} s") from None
+    if done.returncode:
+        words = " ".join(done.stderr.decode("utf-8", "replace").split())
+        raise MinirunError(
+            f"nft refused the table minirun: {words[:300]}",
+            cause="the kernel may lack nf_tables or NAT",
+            fix="modprobe nf_tables nft_chain_nat nft_masq",
+        )
