@@ -1,0 +1,101 @@
+"""What a process must satisfy: that of config.json, and those that `exec` adds."""
+
+from __future__ import annotations
+
+from minirun.kernel.capability import NUMBERS as CAPABILITIES
+from minirun.kernel.resource import RLIMITS
+from minirun.refuse import absolute, refuse_unless, unsupported_yet
+from minirun.spec import Process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Notes = list[str]
+    ProcessCheck = Callable[[Process, Notes], None]
+
+
+def validate_process(process: Process) -> list[str]:
+    """Refuse a process that cannot be run, as `exec` gets it; return notes. Raises ConfigError."""
+    notes: list[str] = []
+    for check in PROCESS_CHECKS:
+        check(process, notes)
+    return notes
+
+
+def arguments(proc: Process, _notes: Notes) -> None:
+    """Refuse a process without arguments or with a relative working directory."""
+    refuse_unless(proc.args, "process.args", "must not be empty")
+    absolute(proc.cwd, "process.cwd")
+
+
+def environment(proc: Process, _notes: Notes) -> None:
+    """Refuse variables that are not NAME=VALUE."""
+    for number, entry in enumerate(proc.env):
+        # Only the name: a value may be a secret, and this text ends in logs.
+        name, equals, _ = entry.partition("=")
+        where = f"process.env[{number}]"
+        refuse_unless(equals, where, "must be NAME=VALUE")
+        refuse_unless(name, where, "the name must not be empty")
+
+
+def user(proc: Process, _notes: Notes) -> None:
+    """Refuse a mask that is none."""
+    mask = proc.user.umask
+    refuse_unless(mask is None or mask <= 0o7777, "process.user.umask", "must be at most 07777")
+
+
+def capabilities(proc: Process, notes: Notes) -> None:
+    """Note the capabilities that are not known: the specification wants a warning."""
+    if proc.capabilities is None:
+        return
+    kinds = ("bounding", "effective", "permitted", "inheritable", "ambient")
+    names = {name for kind in kinds for name in getattr(proc.capabilities, kind)}
+    unknown = sorted(names - CAPABILITIES.keys())
+    if unknown:
+        notes.append(f"ignoring unknown capabilities: {', '.join(unknown)}"[:500])
+
+
+def rlimits(proc: Process, _notes: Notes) -> None:
+    """Refuse limits that are unknown, doubled, or above their maximum."""
+    seen: set[str] = set()
+    for number, limit in enumerate(proc.rlimits):
+        where = f"process.rlimits[{number}]"
+        refuse_unless(limit.type in RLIMITS, f"{where}.type", f"unknown limit {limit.type!r}")
+        refuse_unless(limit.type not in seen, f"{where}.type", f"{limit.type} appears twice")
+        refuse_unless(limit.soft <= limit.hard, f"{where}.soft", "must not exceed the hard limit")
+        seen.add(limit.type)
+
+
+def oom_score(proc: Process, _notes: Notes) -> None:
+    """Refuse a score that the kernel does not have (proc_pid_oom_score_adj(5))."""
+    score = proc.oom_score_adj
+    refuse_unless(
+        score is None or -1000 <= score <= 1000,
+        "process.oomScoreAdj",
+        f"must be from -1000 to 1000, not {score}",
+    )
+
+
+def process_unsupported(proc: Process, _notes: Notes) -> None:
+    """Refuse what is not supported yet."""
+    if proc.selinux_label:
+        raise unsupported_yet("process.selinuxLabel")
+    if proc.scheduler is not None:
+        raise unsupported_yet("process.scheduler")
+    if proc.io_priority is not None:
+        raise unsupported_yet("process.ioPriority")
+    affinity = proc.exec_cpu_affinity
+    if affinity is not None and (affinity.initial or affinity.final):
+        raise unsupported_yet("process.execCPUAffinity")
+
+
+PROCESS_CHECKS: tuple[ProcessCheck, ...] = (
+    arguments,
+    environment,
+    user,
+    capabilities,
+    rlimits,
+    oom_score,
+    process_unsupported,
+)
