@@ -5,13 +5,12 @@ Without `ipaddress` and `re`, which would cost `run` more than the network's who
 
 from __future__ import annotations
 
-import hashlib
 import os
 
 from minirun.errors import UsageError
 
 NAME_MAX = 12  # a link's name has 15 bytes (IFNAMSIZ - 1), three of them are "mr-"
-ID_MAX = 128  # of a container here; it becomes a comment and a line of a hosts file
+ID_MAX = 1024  # of a container, as runc has it; what is shown of it is cut
 DEFAULT_NETWORK = "default"
 DEFAULT_BRIDGE = "minirun0"
 DEFAULT_SUBNET = "10.42.0.0/16"
@@ -106,6 +105,8 @@ def random_mac() -> str:
 
 def link_name(network: str, container: str) -> str:
     """Give the host's end of a container's link: stable, 14 bytes, for people to recognise."""
+    import hashlib  # OpenSSL: 8 ms that only the hook pays
+
     digest = hashlib.sha256(f"{network}/{container}".encode()).hexdigest()
     return "mr" + digest[:12]
 

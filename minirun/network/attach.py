@@ -42,8 +42,8 @@ class Host:
 
     def save(self, state: State) -> None:
         """Write the state down."""
+        self.state = state  # even if that fails: it may have failed after the file was replaced
         self._book.save(state)
-        self.state = state
 
     def network(self, name: str) -> Network:
         """Give a network that is known to be there."""
@@ -87,8 +87,9 @@ def attach(
         lease = _choose_lease(host, network, request, container, target)
         lease = _with_hosts(lease, bundle, request)
         network = network.with_lease(lease).replace(last=lease.address)
-        host.save(_with_uplinks(host.ip, host.state.with_network(network)))
+        state = _with_uplinks(host.ip, host.state.with_network(network))
         try:
+            host.save(state)
             return _make(host, network, lease, target, request.mtu)
         except BaseException:
             release(host, network.name, lease)

@@ -16,7 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-DEFAULT_STATE_DIR = "/run/minirun/network"
+# Beside the containers' state, under a name that no container may have.
+DEFAULT_STATE_DIR = "/run/minirun/.network"
 PUBLISH_ADDRESS = "127.0.0.1"  # unless asked otherwise
 PORT_MAX = 65535
 PROTOCOLS = ("tcp", "udp")
