@@ -90,12 +90,15 @@ def _mount(target: str, kind: str, *options: str) -> dict[str, Any]:
 
 
 _CLOSED = ("nosuid", "noexec", "nodev")
-_HOST_SYS = {
-    "destination": "/sys",
-    "type": "bind",
-    "source": "/sys",
-    "options": ["rbind", "rprivate", *_CLOSED, "ro", "rro"],
-}
+
+
+def _host_sys() -> dict[str, Any]:
+    return {
+        "destination": "/sys",
+        "type": "bind",
+        "source": "/sys",
+        "options": ["rbind", "rprivate", *_CLOSED, "ro", "rro"],
+    }
 
 
 def mounts(shm_size: int = SHM_SIZE, *, terminals: bool = True, own_sys: bool = True) -> list[Any]:
@@ -115,7 +118,7 @@ def mounts(shm_size: int = SHM_SIZE, *, terminals: bool = True, own_sys: bool = 
         ),
         _mount("/dev/shm", "tmpfs", *_CLOSED, "mode=1777", f"size={shm_size}"),
         _mount("/dev/mqueue", "mqueue", *_CLOSED),
-        _mount("/sys", "sysfs", *_CLOSED, "ro") if own_sys else dict(_HOST_SYS),
+        _mount("/sys", "sysfs", *_CLOSED, "ro") if own_sys else _host_sys(),
         _mount("/sys/fs/cgroup", "cgroup", *_CLOSED, "relatime", "ro"),
     ]  # fmt: skip
 
