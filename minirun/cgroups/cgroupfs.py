@@ -147,16 +147,34 @@ def _enable(
         return
     available = read_at(fd, "cgroup.controllers").split()
     enabled = read_at(fd, "cgroup.subtree_control").split()
-    for name in dict.fromkeys((*needed, *wanted)):
-        if name not in available or name in enabled:
-            continue
+    missing = [n for n in dict.fromkeys((*needed, *wanted)) if n in available and n not in enabled]
+    busy = bool(missing) and _holds_processes(fd)
+    for name in missing:
         try:
+            if busy:
+                # *kernel*: cpu and pids could be enabled here, yet that would make this cgroup the
+                # root of a threaded domain, where no container can live (cgroup-v2.rst, Threads).
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
             _pass_on(fd, name)
         except OSError as error:
             if name in needed:
                 raise _refused(tree, fd, here, name, error) from error
             if error.errno not in _TOLERATED:
                 raise
+
+
+def _holds_processes(fd: int) -> bool:
+    """Whether the rule against inner processes bites: the root of all alone is free of it."""
+    try:
+        read_at(fd, "cgroup.type")
+    except FileNotFoundError:
+        return False
+    try:
+        return read_at(fd, "cgroup.procs").strip() != ""  # also "0", of another pid namespace
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:  # threaded: what fails will tell
+            return False
+        raise
 
 
 def _pass_on(fd: int, name: str) -> None:

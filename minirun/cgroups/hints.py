@@ -31,6 +31,8 @@ _HINTS = {
     ("cpu.idle", errno.EINVAL): "idle is 0 or 1",
     ("cpuset.cpus", errno.EINVAL): "the list is malformed or names a CPU that does not exist",
     ("cpuset.mems", errno.EINVAL): "the list is malformed or names a node that does not exist",
+    ("cpuset.cpus", errno.ERANGE): "the list names a CPU that this kernel cannot have",
+    ("cpuset.mems", errno.ERANGE): "the list names a node that this kernel cannot have",
     ("cpuset.cpus", errno.ENODEV): "none of these CPUs is online or allowed by the parent",
     ("cpuset.mems", errno.ENODEV): "none of these nodes is online or allowed by the parent",
     ("io.max", errno.ENODEV): "no whole disk has this number; a partition cannot be throttled",

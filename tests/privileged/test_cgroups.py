@@ -161,7 +161,7 @@ def test_a_group_below_a_frozen_one_is_refused_and_leaves_nothing(
 
 
 def test_a_threaded_tree_is_refused(tree: Hierarchy, top: str) -> None:
-    create(tree, f"{top}/a/b").close()
+    create(tree, f"{top}/a/b", (), ()).close()
     (at(f"{top}/a/b") / "cgroup.type").write_text("threaded")
     with pytest.raises(StateError, match="domain invalid"):
         create(tree, f"{top}/a/c")
@@ -242,7 +242,7 @@ def test_kill_ends_all_that_is_below(
 ) -> None:
     if way == "one by one":  # Linux before 5.14
         monkeypatch.setattr(Group, "_kill_at_once", lambda self: False)
-    with create(tree, f"{top}/a") as made, create(tree, f"{top}/a/below") as below:
+    with create(tree, f"{top}/a", (), ()) as made, create(tree, f"{top}/a/b", (), ()) as below:
         first = subprocess.Popen(["sh", "-c", FORKS])
         made.add(first.pid)
         second = subprocess.Popen(["sleep", "1000"])
@@ -266,7 +266,7 @@ def test_what_survives_is_told(
 
 
 def test_a_signal_reaches_all_and_none_stays_frozen(tree: Hierarchy, top: str) -> None:
-    with create(tree, f"{top}/a") as made, create(tree, f"{top}/a/below") as below:
+    with create(tree, f"{top}/a", (), ()) as made, create(tree, f"{top}/a/b", (), ()) as below:
         processes = [subprocess.Popen(["sleep", "1000"]) for _ in range(3)]
         for process, where in zip(processes, (made, made, below), strict=True):
             where.add(process.pid)

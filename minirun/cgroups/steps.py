@@ -1,0 +1,52 @@
+"""The steps of the container's cgroup: made before the first process, limited before it goes on."""
+
+from __future__ import annotations
+
+from minirun.cgroups import cgroupfs, limits, resources
+from minirun.cgroups.hierarchy import hierarchy, location
+from minirun.step import step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minirun.setup import Setup
+
+
+def _describe(setup: Setup) -> list[str]:
+    path = location(setup.spec.linux.cgroups_path, setup.cid)
+    return [f"mkdir /sys/fs/cgroup/{path.lstrip('/')}"]
+
+
+def _shell(setup: Setup) -> list[str]:
+    path = "/sys/fs/cgroup/" + location(setup.spec.linux.cgroups_path, setup.cid).lstrip("/")
+    asked = setup.spec.linux.resources
+    lines = [f"mkdir -p '{path}'"]
+    lines += [f"echo '{one.value}' > '{path}/{one.file}'" for one in resources.writes(asked)]
+    return [*lines, f"echo $$ > '{path}/cgroup.procs'"]
+
+
+def _limits(setup: Setup) -> list[str]:
+    return [str(write) for write in resources.writes(setup.spec.linux.resources)]
+
+
+@step(details=_describe, shell=_shell)
+def create(setup: Setup) -> None:
+    """Make the container's cgroup"""
+    tree = hierarchy()
+    asked = setup.spec.linux.resources
+    needed = resources.controllers(resources.writes(asked))
+    if not tree.usable:
+        if needed:
+            tree.require(needed)
+        setup.notes.append(f"runs without a cgroup: {tree.reason}")
+        return
+    path = location(setup.spec.linux.cgroups_path, setup.cid)
+    setup.group = cgroupfs.create(tree, path, needed)
+    setup.undo.append(lambda: cgroupfs.discard(setup.group))
+    setup.group_fd = setup.group.dirfd
+
+
+@step(lambda setup: resources.needed(setup.spec.linux.resources), details=_limits)
+def limit(setup: Setup) -> None:
+    """Set the limits of the cgroup"""
+    if setup.group is not None:
+        limits.apply(setup.group, setup.spec.linux.resources)
