@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from minirun.channel import Channel
+    from minirun.state import Container
     from minirun.step import Event
 
 
@@ -48,6 +49,7 @@ class Launch:
         self.detach = detach
         self.cgroup = cgroup
         self.ignore_paused = ignore_paused
+        self.notes: list[str] = []  # what run has to say in the end
 
 
 class Setup:
@@ -60,18 +62,19 @@ class Setup:
         self.bundle = bundle
         self.launch = launch
         self.events: list[Event] | None = None  # a list: record what each step did
+        self.remote_events: list[Any] = []  # parent: those of the child, as JSON objects
         self.notes: list[str] = []  # sentences for the person at the terminal
         self.current = ""  # the step being taken, for errors
         self.undo: list[Callable[[], None]] = []  # what the parent's steps made, newest last
 
         self.root_path = ""  # absolute path of the root filesystem on the host
-        self.state_dir = -1  # state: descriptor of the container's state directory
         self.executable = ""  # path of the minirun command, for hooks
 
         self.channel: Channel | None = None  # parent: to the child; child: to the parent
         self.pid = 0  # parent: the container's process
         self.pidfd = -1
         self.outer_pid = 0  # parent: the process that joins and unshares
+        self.container: Container | None = None  # parent: the state directory
 
         self.namespaces: dict[str, int] = {}  # namespaces.open_paths: type → descriptor to join
         self.sources: dict[int, int] = {}  # mounts.open_sources: index in spec.mounts → mount
@@ -79,11 +82,18 @@ class Setup:
         self.null_source = -1  # mounts.open_sources: a mount of the host's /dev/null
         self.group: Any = None  # cgroups.enter: the container's group or None
         self.group_fd: int | None = None
-        self.filter: Any = None  # seccomp.compile_filter
+        self.exec_group: Any = None  # exec: keeps that descriptor open
+        self.filter: Any = None  # syscallfilter.compile_filter
+        self.install_filter: Callable[[], int] = lambda: 0
+        self.last_cap = 63  # highest capability of the kernel: capabilities.look
+        self.setgroups_denied = False
         self.console: int = -1  # terminal: descriptor of the socket that gets the pty's master
         self.console_size: tuple[int, int] | None = None
         self.fifo = -1  # state.make_fifos: the child waits on it for `start`
         self.result = -1  # the child tells `start` of a failure on it
+
+        self.target_pidfd = -1  # exec: the container's process
+        self.join_flags = 0  # exec: CLONE_NEW* of the namespaces to join
 
         self.rootfd = -1  # mounts.bind_root: the container's root
         self.procfd = -1  # procfs.open_private

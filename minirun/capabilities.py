@@ -1,0 +1,141 @@
+"""Credentials of the payload: capabilities, user, groups, no_new_privs (capabilities(7)).
+
+One file, because the order binds them: what setuid(2) clears, capset(2) must restore, and what
+setgroups(2) needs, the bounding set must not have lost yet.
+"""
+
+from __future__ import annotations
+
+import os
+
+from minirun.errors import MinirunError
+from minirun.kernel import capability, libc, process
+from minirun.spec import Capabilities
+from minirun.step import step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from minirun.setup import Setup
+
+_AMBIENT_RAISE = 2
+_AMBIENT_CLEAR_ALL = 4
+_SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")
+
+
+class Masks:
+    """The five sets as bit masks."""
+
+    def __init__(self, wanted: Capabilities, available: int) -> None:
+        self.bounding = _mask(wanted.bounding) & available
+        self.permitted = _mask(wanted.permitted) & available
+        self.effective = _mask(wanted.effective) & self.permitted
+        self.inheritable = _mask(wanted.inheritable) & available
+        self.ambient = _mask(wanted.ambient) & self.permitted & self.inheritable
+
+
+def _mask(names: Sequence[str]) -> int:
+    """Make a mask; a name that is not known grants nothing (`ungranted` tells of it)."""
+    known = [capability.NUMBERS[name] for name in names if name in capability.NUMBERS]
+    return capability.mask(known)
+
+
+def ungranted(wanted: Capabilities | None, available: int) -> list[str]:
+    """List the asked-for capabilities that cannot be given: unknown, or not ours to give."""
+    if wanted is None:
+        return []
+    names = {name for kind in _SETS for name in getattr(wanted, kind)}
+    return sorted(name for name in names if not _mask([name]) & available)
+
+
+def _describe(setup: Setup) -> list[str]:
+    wanted = setup.process.capabilities or Capabilities()
+    return [f"{kind}: {' '.join(getattr(wanted, kind)) or 'none'}" for kind in _SETS]
+
+
+def _shell(setup: Setup) -> list[str]:
+    wanted = setup.process.capabilities or Capabilities()
+
+    def listed(kind: str) -> str:
+        names = [name.lower().removeprefix("cap_") for name in getattr(wanted, kind)]
+        return ",".join(["-all", *(f"+{name}" for name in names)])
+
+    user = setup.process.user
+    ids = f"--reuid {user.uid} --regid {user.gid} --clear-groups"
+    nnp = " --no-new-privs" if setup.process.no_new_privileges else ""
+    return [
+        f"setpriv {ids} --bounding-set={listed('bounding')} "
+        f"--inh-caps={listed('inheritable')} --ambient-caps={listed('ambient')}{nnp}"
+    ]
+
+
+@step(lambda setup: setup.process.no_new_privileges, why="a set-user-id program gains nothing")
+def set_no_new_privs(_setup: Setup) -> None:
+    """Forbid new privileges"""
+    process.prctl(process.PR_SET_NO_NEW_PRIVS, 1)
+
+
+@step()
+def look(setup: Setup) -> None:
+    """Read which capabilities the kernel knows"""
+    with open("/proc/sys/kernel/cap_last_cap", "rb") as file:
+        setup.last_cap = int(file.read(8))
+
+
+@step(details=_describe, shell=_shell)
+def drop(setup: Setup) -> None:
+    """Take the payload's user, groups and capabilities"""
+    last = setup.last_cap
+    _, available, _ = capability.capget()
+    wanted = setup.process.capabilities or Capabilities()
+    setup.notes += [f"capability {name} cannot be granted" for name in ungranted(wanted, available)]
+    masks = Masks(wanted, available)
+    # kernel: PR_CAPBSET_DROP needs CAP_SETPCAP, so while all are still there.
+    process.prctl(process.PR_SET_SECUREBITS, 0)
+    for number in range(last + 1):
+        if not masks.bounding >> number & 1:
+            process.prctl(process.PR_CAPBSET_DROP, number)
+    # kernel: without it, leaving uid 0 clears the permitted set.
+    process.prctl(process.PR_SET_KEEPCAPS, 1)
+    _switch_user(setup)
+    process.prctl(process.PR_SET_KEEPCAPS, 0)
+    capability.capset(masks.effective, masks.permitted, masks.inheritable)
+    _set_ambient(masks.ambient, last)
+    _verify(setup, masks)
+
+
+def _switch_user(setup: Setup) -> None:
+    user = setup.process.user
+    if user.additional_gids or not setup.setgroups_denied:
+        _named(f"setgroups({list(user.additional_gids)})", os.setgroups, user.additional_gids)
+    _named(f"setresgid({user.gid})", os.setresgid, user.gid, user.gid, user.gid)
+    _named(f"setresuid({user.uid})", os.setresuid, user.uid, user.uid, user.uid)
+
+
+def _named(text: str, function: object, *args: object) -> None:
+    try:
+        function(*args)  # type: ignore[operator]
+    except OSError as error:
+        raise libc.failure(error.errno or 0, text) from None
+    libc.trace(lambda: text)
+
+
+def _set_ambient(ambient: int, last: int) -> None:
+    process.prctl(process.PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
+    for number in range(last + 1):
+        if ambient >> number & 1:
+            process.prctl(process.PR_CAP_AMBIENT, _AMBIENT_RAISE, number)
+
+
+def _verify(setup: Setup, masks: Masks) -> None:
+    """Compare what the kernel has with what was asked: a silent no-op must not pass."""
+    user = setup.process.user
+    expected = (user.uid, user.uid, user.uid), (user.gid, user.gid, user.gid)
+    if (os.getresuid(), os.getresgid()) != expected:
+        raise MinirunError("the user could not be switched")
+    if capability.capget() != (masks.effective, masks.permitted, masks.inheritable):
+        raise MinirunError("the capabilities could not be set")
+    groups = set(os.getgroups()) - {user.gid}
+    if not setup.setgroups_denied and groups != set(user.additional_gids) - {user.gid}:
+        raise MinirunError("the groups could not be set")

@@ -1,0 +1,95 @@
+"""pause, resume, update, ps: what is done to a container's cgroup while it runs."""
+
+from __future__ import annotations
+
+import os
+
+from minirun import jsontext, state
+from minirun.cgroups import cgroupfs, limits, resources
+from minirun.cgroups.hierarchy import hierarchy
+from minirun.ending import group_of
+from minirun.errors import MinirunError, NotRunning, StateError, Unsupported
+from minirun.spec import Resources
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minirun.cgroups.group import Group
+    from minirun.state import Container
+
+
+def _group(container: Container) -> Group:
+    group = group_of(container)
+    if group is None:
+        raise Unsupported(
+            f"container {container.id} has no cgroup",
+            cause="it was created on a host without a usable cgroup v2 hierarchy",
+        )
+    return group
+
+
+def pause(root: str, cid: str) -> None:
+    """See `container.pause`."""
+    with state.load(root, cid, lock=True) as container:
+        status = container.status()
+        if status not in ("created", "running"):
+            raise StateError(f"container not running or created: {status}")
+        with _group(container) as group:
+            group.freeze()
+
+
+def resume(root: str, cid: str) -> None:
+    """See `container.resume`."""
+    with state.load(root, cid, lock=True) as container:
+        if not container.alive():
+            raise NotRunning("container not running")
+        with _group(container) as group:
+            if not group.frozen():
+                raise StateError("container not paused")
+            group.thaw()
+
+
+def update(root: str, cid: str, changes: Resources) -> None:
+    """See `container.update`."""
+    with state.load(root, cid, lock=True) as container:
+        if not container.alive():
+            raise NotRunning("container not running")
+        spec = container.spec
+        with _group(container) as group:
+            needed = resources.controllers(resources.writes(changes))
+            cgroupfs.ensure(hierarchy(), group.path, needed)
+            merged = limits.update(group, changes, spec.linux.resources)
+        changed = spec.replace(linux=spec.linux.replace(resources=merged))
+        container.write_file(state.CONFIG, jsontext.dumps(changed.encode()).encode())
+
+
+def ps(root: str, cid: str) -> list[int]:
+    """See `container.ps`."""
+    with state.load(root, cid) as container:
+        if not container.alive():
+            raise NotRunning("container not running")
+        group = group_of(container)
+        if group is not None:
+            with group:
+                return sorted(group.procs())
+        return _by_namespace(container)
+
+
+def _by_namespace(container: Container) -> list[int]:
+    """Without a cgroup: the processes of the container's pid namespace, if it has its own."""
+    own = any(entry.type == "pid" and not entry.path for entry in container.spec.linux.namespaces)
+    if not own:
+        return [container.saved.pid]
+    try:
+        wanted = os.stat(f"/proc/{container.saved.pid}/ns/pid")
+    except FileNotFoundError:
+        raise MinirunError("container not running") from None
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                other = os.stat(f"/proc/{name}/ns/pid")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if (other.st_dev, other.st_ino) == (wanted.st_dev, wanted.st_ino):
+                found.append(int(name))
+    return sorted(found)

@@ -1,0 +1,137 @@
+"""The container's side: the process that joins and unshares, and the one that becomes the payload.
+
+Both are forks of the parent, which was started from a sealed copy of the interpreter with a clean
+environment. Before the first namespace is entered the interpreter is locked down: all that is used
+later is loaded, and nothing can be imported any more, because from the change of root on the files
+at the host's paths are the container's. A traceback alone would open them (its source lines, their
+coding cookies): errors are told as text over the channel.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gc
+import os
+import sys
+
+from minirun import program, recipe, sync
+from minirun.channel import Channel, ChannelClosed
+from minirun.errors import MinirunError, StepFailed, describe
+from minirun.kernel import process, resource
+from minirun.step import follow
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from minirun.setup import Setup
+
+_FAILED = 1
+
+
+def lock_down() -> None:
+    """Make the interpreter unable to load anything more."""
+    for name in ("utf-8", "ascii", "latin-1", "unicode_escape"):
+        codecs.lookup(name)
+    # Used lazily by the interpreter or by us: encoding a message, sending a terminal.
+    import _json  # noqa: F401
+    import _socket  # noqa: F401
+
+    sys.meta_path.clear()
+    sys.path.clear()
+    sys.path_hooks.clear()
+    sys.path_importer_cache.clear()
+    sys.tracebacklimit = 0
+    sys.excepthook = _tell_plainly
+    sys.unraisablehook = _ignore_unraisable
+    gc.disable()
+
+
+def _tell_plainly(kind: Any, value: Any, _trace: Any) -> None:
+    os.write(2, f"minirun: {kind.__name__}: {value!r}\n".encode("ascii", "replace"))
+
+
+def _ignore_unraisable(_what: Any) -> None:
+    pass
+
+
+def run_outer(setup: Setup, channel: Channel, parent: Channel) -> NoReturn:
+    """Be the outer process: make the namespaces and the inner process in them, then end."""
+    setup.channel = channel
+    os.close(parent.reader)
+    os.close(parent.writer)
+    try:
+        lock_down()
+        protect(setup)
+        follow("outer", recipe.OUTER, setup)
+        pid, _pidfd = process.clone3(process.CLONE_PARENT)
+        if pid == 0:
+            run_inner(setup, recipe.INNER, recipe.ENTER, recipe.START)
+        channel.send("init", {"pid": pid})
+        sync.send_events(setup)
+        os._exit(0)
+    except BaseException as error:  # noqa: BLE001 - told to the parent; nothing may unwind further
+        fail(setup, error)
+
+
+def run_inner(setup: Setup, *stages: Any) -> NoReturn:
+    """Be the inner process: follow the stages, then become the payload."""
+    try:
+        setup.events = None if setup.events is None else []
+        for stage in stages:
+            follow("inner", stage, setup)
+        program.execute(setup)
+    except BaseException as error:  # noqa: BLE001 - see run_outer
+        fail(setup, error)
+    os._exit(_FAILED)
+
+
+def protect(setup: Setup) -> None:
+    """Be no target: not to be traced or dumped, with a name that ps shows."""
+    process.prctl(process.PR_SET_DUMPABLE, 0)
+    resource.prlimit(0, "RLIMIT_CORE", 0, resource.hard_limit("RLIMIT_CORE"))
+    process.set_name(f"minirun:{setup.cid}"[:15])
+
+
+def fail(setup: Setup, error: BaseException) -> NoReturn:
+    """Tell the parent, or the waiting `start`, what went wrong, and end."""
+    try:
+        _tell(setup, error)
+    finally:
+        os._exit(_FAILED)
+
+
+def _tell(setup: Setup, error: BaseException) -> None:
+    assert setup.channel is not None
+    if isinstance(error, ChannelClosed):
+        return
+    cause = error.error if isinstance(error, StepFailed) else error
+    payload = {
+        "message": describe(error),
+        "errno": getattr(cause, "errno", None) or 0,
+        "cause": error.cause if isinstance(error, MinirunError) else "",
+        "fix": error.fix if isinstance(error, MinirunError) else "",
+    }
+    if setup.result >= 0 and setup.channel.writer < 0:
+        Channel(-1, setup.result).send("error", payload)
+        return
+    sync.send_events(setup)
+    setup.channel.send("error", payload)
+
+
+def run_joining(setup: Setup, channel: Channel, parent: Channel) -> NoReturn:
+    """Be the outer process of exec: join the container, make the inner process there, then end."""
+    setup.channel = channel
+    os.close(parent.reader)
+    os.close(parent.writer)
+    try:
+        lock_down()
+        protect(setup)
+        follow("outer", recipe.EXEC_OUTER, setup)
+        pid, _pidfd = process.clone3(process.CLONE_PARENT)
+        if pid == 0:
+            run_inner(setup, recipe.EXEC_INNER)
+        channel.send("init", {"pid": pid})
+        os._exit(0)
+    except BaseException as error:  # noqa: BLE001 - see run_outer
+        fail(setup, error)

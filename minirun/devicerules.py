@@ -1,0 +1,40 @@
+"""The step of the device program: which devices may be made and opened in the cgroup."""
+
+from __future__ import annotations
+
+from minirun import devicefilter
+from minirun.step import step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from minirun.setup import Setup
+    from minirun.spec import DeviceRule
+
+
+def _asked(setup: Setup) -> Sequence[DeviceRule]:
+    resources = setup.spec.linux.resources
+    return resources.devices if resources else ()
+
+
+def _describe(setup: Setup) -> list[str]:
+    return [
+        f"{'allow' if rule.allow else 'deny'} {rule.type or 'a'} "
+        f"{_number(rule.major)}:{_number(rule.minor)} {rule.access or 'rwm'}"
+        for rule in devicefilter.effective(_asked(setup), setup.spec.linux.devices)
+    ]
+
+
+def _number(value: int | None) -> str:
+    return "*" if value is None or value < 0 else str(value)
+
+
+@step(details=_describe, why="a node of a disk, made or found in the image, must not be opened")
+def attach(setup: Setup) -> None:
+    """Load the program that checks every device access"""
+    if setup.group is None:
+        setup.notes.append("device access is not filtered: that needs a cgroup")
+        return
+    policy = devicefilter.policy(_asked(setup), setup.spec.linux.devices)
+    devicefilter.attach(setup.group.dirfd, policy)

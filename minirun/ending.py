@@ -1,0 +1,150 @@
+"""kill and delete: how a container ends, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import os
+import select
+
+from minirun import hooks, log, state
+from minirun.cgroups.group import open_group
+from minirun.cgroups.hierarchy import hierarchy, location
+from minirun.errors import DoesNotExist, MinirunError, NotRunning, StateError
+from minirun.kernel import process
+from minirun.setup import Launch, Setup
+from minirun.spec import Process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minirun.cgroups.group import Group
+    from minirun.state import Container
+
+_SIGKILL = 9
+_PATIENCE = 10_000  # milliseconds for a killed process to be gone
+
+
+def group_of(container: Container) -> Group | None:
+    """Open the container's cgroup; None if it has none, or no longer."""
+    if container.saved.cgroup is None:
+        return None
+    tree = hierarchy()
+    if not tree.usable:
+        return None
+    return open_group(tree, container.saved.cgroup, container.saved.cgroup_ident)
+
+
+def kill(root: str, cid: str, signal: int, all_: bool) -> None:
+    """See `container.kill`."""
+    with state.load(root, cid) as container:
+        whole = all_ or (signal == _SIGKILL and not _own_pids(container))
+        if whole and _kill_all(container, signal):
+            return
+        try:
+            pidfd = container.pidfd()
+        except NotRunning:
+            if all_:
+                return
+            raise
+        try:
+            process.pidfd_send_signal(pidfd, signal)
+        except ProcessLookupError:
+            raise NotRunning("container not running") from None
+        finally:
+            os.close(pidfd)
+
+
+def _own_pids(container: Container) -> bool:
+    return any(entry.type == "pid" and not entry.path for entry in container.spec.linux.namespaces)
+
+
+def _kill_all(container: Container, signal: int) -> bool:
+    """Signal every process of the container's cgroup; False if it has none."""
+    group = group_of(container)
+    if group is None:
+        return False
+    with group:
+        group.kill() if signal == _SIGKILL else group.signal(signal)
+    return True
+
+
+def delete(root: str, cid: str, force: bool) -> None:
+    """See `container.delete`."""
+    try:
+        container = state.find(root, cid, lock=True)
+    except DoesNotExist:
+        if force:
+            return
+        raise
+    with container:
+        try:
+            container.read()
+        except StateError:
+            if not force:
+                raise
+            _remove_broken(container)
+            return
+        status = container.status()
+        if status == "running" and not force:
+            raise StateError(f"cannot delete container {cid} that is not stopped: running")
+        if status in ("created", "running"):
+            _end(container)
+        destroy(container)
+
+
+def _end(container: Container) -> None:
+    """Kill the container's process and wait until it is gone."""
+    try:
+        pidfd = container.pidfd()
+    except NotRunning:
+        return
+    try:
+        _kill_all(container, _SIGKILL)
+        try:
+            process.pidfd_send_signal(pidfd, _SIGKILL)
+        except ProcessLookupError:
+            return
+        waiting = select.poll()
+        waiting.register(pidfd, select.POLLIN)
+        if not waiting.poll(_PATIENCE):
+            raise MinirunError(f"container {container.id} cannot be killed: its process is stuck")
+    finally:
+        os.close(pidfd)
+
+
+def destroy(container: Container) -> None:
+    """Remove the cgroup, run the poststop hooks, remove the state."""
+    group = group_of(container)
+    if group is not None:
+        with group:
+            group.kill()
+            group.remove()
+    _poststop(container)
+    container.remove()
+
+
+def _poststop(container: Container) -> None:
+    """Run the poststop hooks; one that fails is told of and does not stop the others."""
+    try:
+        spec = container.spec
+    except (MinirunError, OSError):
+        return  # create did not come so far
+    if not spec.hooks.poststop:
+        return
+    setup = Setup(container.id, spec, spec.process or Process(), container.saved.bundle, Launch())
+    status = {**hooks.state_of(setup, "stopped"), "pid": 0}
+    cwd = container.saved.bundle if os.path.isdir(container.saved.bundle) else "/"
+    for number, hook in enumerate(spec.hooks.poststop):
+        try:
+            hooks.run_one(f"poststop hook #{number} ({hook.path})", hook, status, cwd)
+        except MinirunError as error:
+            log.warning(error.message)
+
+
+def _remove_broken(container: Container) -> None:
+    """Remove a container of which no state can be read: an empty cgroup of its name, the files."""
+    tree = hierarchy()
+    group = open_group(tree, location(None, container.id)) if tree.usable else None
+    if group is not None:
+        with group:
+            if not group.populated():
+                group.remove()
+    container.remove()

@@ -1,0 +1,64 @@
+"""exec: another process in a container, with the container's controls."""
+
+from __future__ import annotations
+
+from minirun import capabilities, foreground, joining, parent, state, syscallfilter
+from minirun.cgroups.group import open_subgroup
+from minirun.ending import group_of
+from minirun.errors import ConfigError, StateError
+from minirun.making import absolute, attend, check_streams, console_of
+from minirun.setup import Launch, Setup
+from minirun.spec import Process
+from minirun.step import follow
+from minirun.validate_process import validate_process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minirun.state import Container
+
+
+def exec_process(root: str, cid: str, process: Process, launch: Launch) -> int:
+    """See `container.exec_process`."""
+    absolute(launch)
+    with state.load(root, cid, lock=True) as container:
+        setup = _prepare(container, process, launch)
+        console = console_of(setup)
+        parent.join(setup)
+        with foreground.Signals() as caught:
+            parent.release(setup)
+            container.close()
+            if launch.detach:
+                return 0
+            return attend(setup, console, caught)
+
+
+def _prepare(container: Container, process: Process, launch: Launch) -> Setup:
+    spec = container.spec
+    if not process.args:
+        raise ConfigError("process.args", "must not be empty")
+    setup = Setup(container.id, spec, process, container.saved.bundle, launch)
+    setup.notes += validate_process(process)
+    check_streams(setup)
+    status = container.status()
+    if status == "stopped":
+        raise StateError("cannot exec in a stopped container")
+    setup.pidfd = container.pidfd()
+    setup.pid = container.saved.pid
+    _enter_group(setup, container)
+    setup.join_flags = joining.differing(setup.pid)
+    with open(f"/proc/{setup.pid}/setgroups", "rb") as file:
+        setup.setgroups_denied = file.read(4) == b"deny"
+    follow("parent", (capabilities.look, syscallfilter.compile_filter), setup)
+    return setup
+
+
+def _enter_group(setup: Setup, container: Container) -> None:
+    group = group_of(container)
+    if group is None:
+        return
+    if group.frozen() and not setup.launch.ignore_paused:
+        raise StateError("cannot exec in a paused container (use --ignore-paused to override)")
+    if setup.launch.cgroup:
+        group = open_subgroup(group, setup.launch.cgroup)
+    setup.group_fd = group.dirfd
+    setup.exec_group = group

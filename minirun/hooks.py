@@ -1,0 +1,147 @@
+"""Hooks of config.json (config.md, "POSIX-platform Hooks").
+
+A hook gets the container's state as JSON on its standard input, its own `env` and nothing else
+(CVE-2025-23266: the payload's environment must never reach a hook), descriptors 0 to 2 only, and a
+process group that is killed as a whole when its timeout ends.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+
+from minirun import jsontext
+from minirun.errors import MinirunError
+from minirun.kernel import process
+from minirun.step import step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from minirun.setup import Setup
+    from minirun.spec import Hook
+
+_OUTPUT_SHOWN = 4096
+_NOT_STARTED = 127
+_SIGKILL = 9
+
+
+def state_of(setup: Setup, status: str) -> dict[str, Any]:
+    """Make the state that hooks are given (runtime.md, "State")."""
+    state: dict[str, Any] = {
+        "ociVersion": setup.spec.oci_version,
+        "id": setup.cid,
+        "status": status,
+        "pid": setup.pid or os.getpid(),
+        "bundle": setup.bundle,
+    }
+    if setup.spec.annotations:
+        state["annotations"] = setup.spec.annotations
+    return state
+
+
+def run_all(kind: str, hooks: Sequence[Hook], state: dict[str, Any], cwd: str | None) -> None:
+    """Run the hooks in order; the first that fails ends it with an error that shows its output."""
+    for number, hook in enumerate(hooks):
+        run_one(f"{kind} hook #{number} ({hook.path})", hook, state, cwd)
+
+
+def run_one(name: str, hook: Hook, state: dict[str, Any], cwd: str | None) -> None:
+    """Run one hook and wait for it.
+
+    Raises MinirunError if it cannot be started, fails, or outlives its timeout (seconds).
+    """
+    # Files in memory instead of pipes: a hook that does not read, or leaves a daemon behind that
+    # holds its output open, blocks nobody.
+    stdin = os.memfd_create("state", os.MFD_CLOEXEC)
+    output = os.memfd_create("output", os.MFD_CLOEXEC)
+    try:
+        os.write(stdin, jsontext.dumps(state).encode())
+        os.lseek(stdin, 0, os.SEEK_SET)
+        pid, pidfd = process.clone3(0)
+        if pid == 0:
+            _become(hook, stdin, output, cwd)
+        try:
+            status = _wait(pid, pidfd, hook.timeout)
+        finally:
+            os.close(pidfd)
+        _judge(name, status, hook, output)
+    finally:
+        os.close(stdin)
+        os.close(output)
+
+
+def _become(hook: Hook, stdin: int, output: int, cwd: str | None) -> None:
+    """In the child: become the hook; never returns."""
+    try:
+        os.setpgid(0, 0)
+        if cwd is not None:
+            os.chdir(cwd)
+        os.umask(0o022)
+        os.dup2(stdin, 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        argv = process.string_array([os.fsencode(arg) for arg in hook.args or (hook.path,)])
+        envp = process.string_array([os.fsencode(entry) for entry in hook.env or ()])
+        process.reset_signals()
+        process.close_range(3)
+        process.execve(os.fsencode(hook.path), argv, envp)
+    except (OSError, ValueError) as error:
+        os.write(2, f"{getattr(error, 'strerror', None) or error}".lower().encode())
+    finally:
+        os._exit(_NOT_STARTED)
+
+
+def _wait(pid: int, pidfd: int, timeout: int | None) -> int | None:
+    """Wait for the hook; None if its time ended and it was killed with its group."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    late = not poller.poll(timeout * 1000 if timeout and timeout > 0 else None)
+    if late:
+        # Not reaped yet, so the group's number cannot be another's.
+        os.killpg(pid, _SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    return None if late else os.waitstatus_to_exitcode(status)
+
+
+def _judge(name: str, status: int | None, hook: Hook, output: int) -> None:
+    if status == 0:
+        return
+    said = os.pread(output, _OUTPUT_SHOWN, 0).decode("utf-8", "replace").strip()
+    if status is None:
+        raise MinirunError(f"error running {name}: no end after {hook.timeout} s")
+    problem = f"signal {-status}" if status < 0 else f"exit status {status}"
+    raise MinirunError(f"error running {name}: {problem}" + (f", output: {said}" if said else ""))
+
+
+def _names(kind: str) -> Any:
+    return lambda setup: [hook.path for hook in getattr(setup.spec.hooks, kind)]
+
+
+@step(_names("prestart"), details=_names("prestart"))
+def prestart(setup: Setup) -> None:
+    """Run the prestart hooks"""
+    run_all("prestart", setup.spec.hooks.prestart, state_of(setup, "creating"), setup.bundle)
+
+
+@step(_names("create_runtime"), details=_names("create_runtime"))
+def create_runtime(setup: Setup) -> None:
+    """Run the createRuntime hooks"""
+    hooks = setup.spec.hooks.create_runtime
+    run_all("createRuntime", hooks, state_of(setup, "creating"), setup.bundle)
+
+
+@step(_names("create_container"), details=_names("create_container"))
+def create_container(setup: Setup) -> None:
+    """Run the createContainer hooks, in the container's namespaces"""
+    hooks = setup.spec.hooks.create_container
+    run_all("createContainer", hooks, state_of(setup, "creating"), setup.bundle)
+
+
+@step(_names("start_container"), details=_names("start_container"))
+def start_container(setup: Setup) -> None:
+    """Run the startContainer hooks, as the payload"""
+    hooks = setup.spec.hooks.start_container
+    run_all("startContainer", hooks, state_of(setup, "created"), None)

@@ -1,0 +1,68 @@
+"""User and group id maps of user namespaces (user_namespaces(7)).
+
+Used by what stands above the facilities and by `mounts` for id-mapped mounts.
+"""
+
+from __future__ import annotations
+
+import os
+
+from minirun.kernel import process
+from minirun.kernel.libc import failure, quote, trace
+from minirun.kernel.unshare import CLONE_NEWUSER
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from minirun.spec import IDMapping
+
+
+def text_of(mappings: Sequence[IDMapping]) -> str:
+    """Render mappings as the kernel reads them: `container host size` per line."""
+    return "".join(f"{one.container_id} {one.host_id} {one.size}\n" for one in mappings)
+
+
+def write_maps(pid: int, uids: Sequence[IDMapping], gids: Sequence[IDMapping]) -> None:
+    """Write both maps of a process that has just entered a new user namespace.
+
+    The process must wait meanwhile and be ours to reap, so that `pid` cannot be another's.
+    """
+    _write(pid, "gid_map", text_of(gids))
+    _write(pid, "uid_map", text_of(uids))
+
+
+def _write(pid: int, name: str, text: str) -> None:
+    path = f"/proc/{pid}/{name}"
+    shown = f"write({quote(path)}, {quote(text)})"
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        # kernel: the whole map in one write(2).
+        os.write(fd, text.encode())
+    except OSError as error:
+        raise failure(error.errno or 0, shown) from None
+    finally:
+        os.close(fd)
+    trace(lambda: shown)
+
+
+def user_namespace(uids: Sequence[IDMapping], gids: Sequence[IDMapping]) -> int:
+    """Return a descriptor of a new user namespace with these maps, for id-mapped mounts.
+
+    A child lives in it until the maps are written; the namespace lives as long as the descriptor.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid, pidfd = process.clone3(CLONE_NEWUSER)
+    if pid == 0:
+        # The end of the pipe is the parent's word, or its death.
+        os.close(writer)
+        os.read(reader, 1)
+        os._exit(0)
+    try:
+        write_maps(pid, uids, gids)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(writer)
+        os.close(reader)
+        os.waitpid(pid, 0)
+        os.close(pidfd)

@@ -1,0 +1,141 @@
+"""Mount options by name (config.md, "Linux mount options"): one table row per option.
+
+To add an option, add a row to the table of its kind; parsing, the plan and `features` follow.
+"""
+
+from __future__ import annotations
+
+from minirun.errors import ConfigError
+from minirun.kernel import mount as m
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minirun.spec import Mount
+
+# Attributes of the mount: option → (bits to set, bits to clear). Access-time modes exclude each
+# other, so each clears the whole field (mount_setattr(2)).
+ATTRIBUTES: dict[str, tuple[int, int]] = {
+    "ro": (m.MOUNT_ATTR_RDONLY, 0),
+    "rw": (0, m.MOUNT_ATTR_RDONLY),
+    "nosuid": (m.MOUNT_ATTR_NOSUID, 0),
+    "suid": (0, m.MOUNT_ATTR_NOSUID),
+    "nodev": (m.MOUNT_ATTR_NODEV, 0),
+    "dev": (0, m.MOUNT_ATTR_NODEV),
+    "noexec": (m.MOUNT_ATTR_NOEXEC, 0),
+    "exec": (0, m.MOUNT_ATTR_NOEXEC),
+    "noatime": (m.MOUNT_ATTR_NOATIME, m.MOUNT_ATTR__ATIME),
+    "atime": (0, m.MOUNT_ATTR__ATIME),
+    "relatime": (0, m.MOUNT_ATTR__ATIME),
+    "norelatime": (0, m.MOUNT_ATTR__ATIME),
+    "strictatime": (m.MOUNT_ATTR_STRICTATIME, m.MOUNT_ATTR__ATIME),
+    "nostrictatime": (0, m.MOUNT_ATTR__ATIME),
+    "nodiratime": (m.MOUNT_ATTR_NODIRATIME, 0),
+    "diratime": (0, m.MOUNT_ATTR_NODIRATIME),
+    "nosymfollow": (m.MOUNT_ATTR_NOSYMFOLLOW, 0),
+    "symfollow": (0, m.MOUNT_ATTR_NOSYMFOLLOW),
+}
+
+# The same for the mount and all below it: `rro`, `rnosuid` …
+RECURSIVE = {f"r{name}": bits for name, bits in ATTRIBUTES.items()}
+
+PROPAGATION = {
+    "private": m.MS_PRIVATE,
+    "slave": m.MS_SLAVE,
+    "shared": m.MS_SHARED,
+    "unbindable": m.MS_UNBINDABLE,
+    "rprivate": m.MS_PRIVATE | m.MS_REC,
+    "rslave": m.MS_SLAVE | m.MS_REC,
+    "rshared": m.MS_SHARED | m.MS_REC,
+    "runbindable": m.MS_UNBINDABLE | m.MS_REC,
+}
+
+# Flags of the file system (super block), which fsconfig(2) takes by name, and their opposites.
+SUPERBLOCK = {
+    "sync": True,
+    "dirsync": True,
+    "lazytime": True,
+    "mand": True,
+    "async": False,
+    "nolazytime": False,
+    "nomand": False,
+}
+
+BIND = {"bind": False, "rbind": True}
+IDMAP = {"idmap": False, "ridmap": True}
+IGNORED = ("defaults", "loud", "silent", "iversion", "noiversion", "acl", "noacl")
+UNSUPPORTED = ("tmpcopyup", "copy-symlink", "remount")
+
+KNOWN = sorted({*ATTRIBUTES, *RECURSIVE, *PROPAGATION, *SUPERBLOCK, *BIND, *IDMAP, *IGNORED})
+
+
+class Options:
+    """The options of one mount, sorted by what carries them out."""
+
+    def __init__(self) -> None:
+        self.bind = False
+        self.recursive_bind = False
+        self.set = 0  # MOUNT_ATTR_* of this mount
+        self.clear = 0
+        self.recursive_set = 0  # … of it and all below
+        self.recursive_clear = 0
+        self.propagation: list[int] = []
+        self.superblock: list[str] = []
+        self.idmap = False
+        self.recursive_idmap = False
+        self.data: list[tuple[str, str | None]] = []  # the file system's own parameters
+
+
+def parse(entry: Mount, path: str) -> Options:
+    """Sort a mount's options; `path` is the JSON path for errors.
+
+    Raises ConfigError for an option that does not go with the mount or is not supported yet.
+    """
+    found = Options()
+    if entry.type == "bind":
+        found.bind = True
+    for option in entry.options:
+        _sort(option, found, f"{path}.options")
+    if entry.uid_mappings or entry.gid_mappings:
+        found.idmap = True
+    if found.idmap and not found.bind:
+        raise ConfigError(f"{path}.options", "id mappings need a bind mount")
+    if found.bind and (found.data or found.superblock):
+        names = ", ".join([*found.superblock, *(key for key, _ in found.data)])
+        raise ConfigError(
+            f"{path}.options",
+            f"bind mounts cannot have any filesystem-specific options applied: {names}",
+        )
+    return found
+
+
+def _sort(option: str, found: Options, path: str) -> None:
+    if option in ATTRIBUTES:
+        found.set, found.clear = _merge(found.set, found.clear, ATTRIBUTES[option])
+    elif option in RECURSIVE:
+        found.recursive_set, found.recursive_clear = _merge(
+            found.recursive_set, found.recursive_clear, RECURSIVE[option]
+        )
+    elif option in PROPAGATION:
+        found.propagation.append(PROPAGATION[option])
+    elif option in BIND:
+        found.bind = True
+        found.recursive_bind = BIND[option]
+    elif option in SUPERBLOCK:
+        if SUPERBLOCK[option]:
+            found.superblock.append(option)
+    elif option in IDMAP:
+        found.idmap = True
+        found.recursive_idmap = IDMAP[option]
+    elif option in UNSUPPORTED:
+        raise ConfigError(path, f"{option} is not supported yet")
+    elif option not in IGNORED:
+        key, equals, value = option.partition("=")
+        if not key:
+            raise ConfigError(path, f"{option!r} is not an option")
+        found.data.append((key, value if equals else None))
+
+
+def _merge(set_: int, clear: int, bits: tuple[int, int]) -> tuple[int, int]:
+    """Apply one more option: the last one wins for the bits that it names."""
+    add, remove = bits
+    return (set_ & ~remove) | add, (clear & ~add) | remove

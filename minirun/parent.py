@@ -1,0 +1,174 @@
+"""The runtime's side: prepare, make the outer process, answer the inner one, undo on failure."""
+
+from __future__ import annotations
+
+import os
+
+from minirun import channel, child, recipe
+from minirun.channel import Channel, ChannelClosed
+from minirun.errors import MinirunError
+from minirun.kernel import process
+from minirun.step import follow
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+    from minirun.setup import Setup
+
+_SIGKILL = 9
+
+
+def create(setup: Setup) -> None:
+    """Bring the container to the state `created`: its process waits for start.
+
+    What was made is undone if anything fails; the error is the child's where it told one.
+    """
+    try:
+        follow("parent", recipe.PREPARE, setup)
+        _spawn(setup, child.run_outer)
+        _answer(
+            setup,
+            {
+                "unshared": recipe.MAP,
+                "timed": recipe.TIME,
+                "joined": recipe.ADOPT,
+                "mounted": recipe.HOOKS,
+            },
+        )
+        follow("parent", recipe.SETTLE, setup)
+    except BaseException as error:
+        _abandon(setup)
+        _explain_oom(setup, error)
+        _roll_back(setup)
+        raise
+
+
+def join(setup: Setup) -> None:
+    """Bring a process of exec to the point where it waits for the word to go on."""
+    target, setup.target_pidfd = setup.pidfd, setup.pidfd
+    setup.pid, setup.pidfd = 0, -1
+    try:
+        _spawn(setup, child.run_joining)
+        _answer(setup, {})
+        follow("parent", recipe.EXEC_SETTLE, setup)
+    except BaseException:
+        _abandon(setup)
+        raise
+    finally:
+        os.close(target)
+
+
+def release(setup: Setup) -> None:
+    """Say go to the waiting process and wait until it has become the payload.
+
+    Raises the child's error if it could not.
+    """
+    assert setup.channel is not None
+    setup.channel.send("go")
+    try:
+        while True:
+            _keep_events(setup, setup.channel.receive())
+    except ChannelClosed:
+        # The end without a word: execve has closed the descriptors. Or it was killed; then its
+        # exit status tells.
+        setup.channel.close()
+
+
+def _spawn(setup: Setup, run: Callable[[Setup, Channel, Channel], NoReturn]) -> None:
+    ours, theirs = channel.pair()
+    # kernel: born in the cgroup, so that no moment of it counts elsewhere, and no migration (which
+    # waits for an RCU grace period) is needed.
+    pid, pidfd = process.clone3(0, cgroup=setup.group_fd)
+    if pid == 0:
+        run(setup, theirs, ours)
+    theirs.close()
+    setup.channel = ours
+    setup.outer_pid = pid
+    os.close(pidfd)
+
+
+def _answer(setup: Setup, answers: dict[str, Any]) -> None:
+    """Answer the messages of the child until it is ready."""
+    assert setup.channel is not None
+    while True:
+        message = setup.channel.receive()
+        tag = message["tag"]
+        if tag == "ready":
+            setup.notes = message["notes"]
+            return
+        if tag == "init":
+            _adopt(setup, message["pid"])
+        elif tag == "events":
+            _keep_events(setup, message)
+        elif tag == "joined" and not setup.pid:
+            # The inner process may speak before the outer one has said its pid.
+            _adopt(setup, setup.channel.expect("init")["pid"])
+            _follow_and_go(setup, answers[tag])
+        else:
+            _follow_and_go(setup, answers[tag])
+
+
+def _follow_and_go(setup: Setup, steps: Any) -> None:
+    assert setup.channel is not None
+    follow("parent", steps, setup)
+    setup.channel.send("go")
+
+
+def _adopt(setup: Setup, pid: int) -> None:
+    """Take the inner process, our child by CLONE_PARENT, and let the outer one end."""
+    setup.pid = pid
+    setup.pidfd = process.pidfd_open(pid)
+    _reap_outer(setup)
+
+
+def _reap_outer(setup: Setup) -> None:
+    if setup.outer_pid:
+        os.waitpid(setup.outer_pid, 0)
+        setup.outer_pid = 0
+
+
+def _keep_events(setup: Setup, message: dict[str, Any]) -> None:
+    if setup.events is not None and message["tag"] == "events":
+        setup.remote_events += message["events"]
+
+
+def _abandon(setup: Setup) -> None:
+    """End the container's processes, which wait for us or have failed, and reap them."""
+    if setup.channel is not None:
+        setup.channel.close()
+    if setup.pidfd >= 0:
+        try:
+            process.pidfd_send_signal(setup.pidfd, _SIGKILL)
+        except ProcessLookupError:
+            pass
+        os.close(setup.pidfd)
+        setup.pidfd = -1
+    elif setup.group is not None:
+        setup.group.kill()  # the inner process, if the outer one could not say its pid
+    for pid in (setup.outer_pid, setup.pid):
+        if pid:
+            try:
+                os.waitpid(pid, 0)
+            except ChildProcessError:
+                continue
+    setup.outer_pid = setup.pid = 0
+
+
+def _explain_oom(setup: Setup, error: BaseException) -> None:
+    """Say it if the child fell silent because its memory limit is too low for it to begin."""
+    if setup.group is None or not isinstance(error, ChannelClosed):
+        return
+    events = setup.group.get("memory.events") or ""
+    if any(line.startswith("oom_kill ") and line != "oom_kill 0" for line in events.splitlines()):
+        raise MinirunError(
+            "container init was OOM-killed (memory limit too low?)",
+            fix="raise the memory limit",
+        ) from None
+
+
+def _roll_back(setup: Setup) -> None:
+    """Undo the parent's steps, the newest first."""
+    while setup.undo:
+        setup.undo.pop()()

@@ -1,0 +1,156 @@
+"""The payload: its working directory, environment, and the file that is executed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from minirun import inroot
+from minirun.errors import MinirunError
+from minirun.kernel import libc, process
+from minirun.step import step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minirun.setup import Setup
+
+_X_OK_AS_EFFECTIVE = True
+
+
+class CannotExecute(MinirunError):
+    """The program cannot be executed. The message has the words that engines match."""
+
+
+@step(details=lambda setup: [setup.process.cwd])
+def make_cwd(setup: Setup) -> None:
+    """Make the working directory where it is missing"""
+    try:
+        os.close(inroot.make_directory(setup.rootfd, setup.process.cwd or "/"))
+    except OSError as error:
+        # A read-only root, or a place that only the payload's user can reach: `enter_cwd` tells.
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+
+
+@step(details=lambda setup: [setup.process.cwd], shell=lambda s: [f"cd '{s.process.cwd or '/'}'"])
+def enter_cwd(setup: Setup) -> None:
+    """Change to the working directory"""
+    os.chdir(setup.process.cwd or "/")
+    verify_cwd()
+
+
+def verify_cwd() -> None:
+    """Refuse a working directory outside the root (CVE-2024-21626: cwd through /proc/self/fd)."""
+    try:
+        path = os.getcwd()
+    except FileNotFoundError:
+        # kernel: getcwd(2) gives "(unreachable)…", which the C library turns into ENOENT.
+        path = ""
+    if not path.startswith("/"):
+        raise MinirunError("current working directory is outside of container mount namespace root")
+
+
+@step()
+def set_umask(setup: Setup) -> None:
+    """Set the file mode creation mask"""
+    mask = setup.process.user.umask
+    os.umask(0o022 if mask is None else mask & 0o777)
+
+
+@step()
+def prepare_environment(setup: Setup) -> None:
+    """Make the payload's argument and environment arrays"""
+    entries = last_of_each(setup.process.env)
+    if not any(entry.startswith("HOME=") for entry in entries):
+        entries.append(f"HOME={home_of(setup.rootfd, setup.process.user.uid)}")
+    setup.envp = process.string_array([os.fsencode(entry) for entry in entries])
+    setup.argv = process.string_array([os.fsencode(arg) for arg in setup.process.args])
+
+
+def last_of_each(env: tuple[str, ...]) -> list[str]:
+    """Drop all but the last entry of each name, as a shell's variable would end up."""
+    found: dict[str, str] = {}
+    for entry in env:
+        name = entry.partition("=")[0]
+        found.pop(name, None)
+        found[name] = entry
+    return list(found.values())
+
+
+def home_of(rootfd: int, uid: int) -> str:
+    """Look a user's home up in the container's /etc/passwd; `/` where it does not say."""
+    data = inroot.read_file(rootfd, "/etc/passwd") or b""
+    for line in data.split(b"\n"):
+        fields = line.split(b":")
+        if len(fields) >= 6 and fields[2] == str(uid).encode() and fields[5].startswith(b"/"):
+            home = fields[5].decode("utf-8", "replace")
+            # A control character would reach files that others make from HOME (CVE-2022-4318).
+            return home if home.isprintable() else "/"
+    return "/"
+
+
+@step(details=lambda setup: [" ".join(setup.process.args)])
+def resolve(setup: Setup) -> None:
+    """Find the program in the container"""
+    setup.program = os.fsencode(find(setup.process.args[0], setup.process.env))
+
+
+def find(name: str, env: tuple[str, ...]) -> str:
+    """Return the path of a program as the payload's PATH finds it, as seen by this process.
+
+    Raises CannotExecute with the words of Go's exec.LookPath, which engines turn into 126 or 127.
+    """
+    if not name:
+        raise CannotExecute('exec: "": executable file not found in $PATH')
+    if "/" in name:
+        _check(name)
+        return name
+    search = next(
+        (entry[5:] for entry in reversed(env) if entry.startswith("PATH=")),
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    )
+    for directory in search.split(":"):
+        path = f"{directory or '.'}/{name}"
+        try:
+            _check(path)
+        except CannotExecute:
+            continue
+        return path
+    raise CannotExecute(f'exec: "{name}": executable file not found in $PATH')
+
+
+def _check(path: str) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        strerror = (error.strerror or "").lower()
+        raise CannotExecute(f'exec: "{path}": stat {path}: {strerror}') from None
+    if stat.S_ISDIR(mode):
+        raise CannotExecute(f'exec: "{path}": is a directory: permission denied')
+    if not os.access(path, os.X_OK, effective_ids=_X_OK_AS_EFFECTIVE):
+        raise CannotExecute(f'exec: "{path}": permission denied')
+
+
+@step(why="descriptors of the runtime or its caller must not reach the payload: CVE-2024-21626")
+def close_descriptors(setup: Setup) -> None:
+    """Mark all descriptors to be closed, except those to preserve"""
+    process.close_range(3, flags_=process.CLOSE_RANGE_CLOEXEC)
+    for fd in range(3, 3 + setup.launch.preserve_fds):
+        os.set_inheritable(fd, True)
+
+
+@step(why="Python ignores SIGPIPE and SIGXFSZ, the caller perhaps more: signal(7)")
+def reset_signals(_setup: Setup) -> None:
+    """Give every signal its default action"""
+    process.reset_signals()
+
+
+def execute(setup: Setup) -> None:
+    """Become the payload; returns only by raising CannotExecute."""
+    try:
+        process.execve(setup.program, setup.argv, setup.envp)
+    except OSError as error:
+        name = os.fsdecode(setup.program)
+        strerror = (error.strerror or "").lower()
+        raise CannotExecute(f"exec {libc.quote(name)}: {strerror}") from None

@@ -1,0 +1,169 @@
+"""The order of everything, once: what each process does to make a container, step by step.
+
+    parent   PREPARE   outside, before any process of the container exists
+    outer    OUTER     a process that makes and joins namespaces
+    parent   MAP TIME  answer it: id maps, clock offsets
+    inner    INNER     the container's first process, the host's files still there
+    parent   ADOPT     cgroup limits, device program, state
+    parent   HOOKS     prestart and createRuntime
+    inner    ENTER     the change of root, and all that only works inside
+    parent   SETTLE    what is left to do outside
+    inner    START     after `start`: the last steps before execve
+
+Execution, `plan`, --explain, error messages and timings come from these tuples. The marks say why
+an order holds: *kernel* (it fails otherwise) or *spec* (OCI says so); what has no mark may move.
+"""
+
+from __future__ import annotations
+
+from minirun import (
+    capabilities,
+    devicerules,
+    devices,
+    hooks,
+    hostname,
+    joining,
+    keyrings,
+    labels,
+    mounts,
+    namespaces,
+    outside,
+    procfs,
+    program,
+    rlimits,
+    sync,
+    syscallfilter,
+    sysctl,
+    terminal,
+)
+from minirun.cgroups import steps as cgroups
+
+PREPARE = (
+    namespaces.open_paths,
+    labels.check,
+    capabilities.look,
+    terminal.open_console_socket,
+    mounts.open_sources,
+    devices.open_nodes,
+    syscallfilter.compile_filter,
+    cgroups.create,
+)
+
+OUTER = (
+    namespaces.join,
+    namespaces.unshare_user,  # kernel: before the namespaces that it shall own
+    namespaces.unshare_others,
+    namespaces.await_time_offsets,  # kernel: fixed once a process is in it, at the next clone
+)
+
+MAP = (outside.write_id_maps,)
+
+TIME = (outside.write_time_offsets,)
+
+INNER = (
+    terminal.new_session,
+    sync.await_adoption,
+    namespaces.unshare_cgroup,  # kernel: its root is the group that the process is in
+    keyrings.join_new,
+    procfs.open_private,  # before a mount of the container could cover /proc
+    mounts.stop_propagation,  # kernel: before the first mount, or the host sees it
+    mounts.bind_root,
+    mounts.mount_all,
+    devices.create,  # spec: after the mounts, for /dev is one of them
+    namespaces.raise_loopback,
+    sync.await_hooks,  # spec: prestart, createRuntime, then createContainer, then pivot_root
+    hooks.create_container,
+)
+
+ADOPT = (
+    cgroups.limit,
+    devicerules.attach,
+    rlimits.set_oom_score,
+    outside.save_state,  # before the container's process goes on
+)
+
+HOOKS = (
+    hooks.prestart,
+    hooks.create_runtime,
+)
+
+ENTER = (
+    mounts.pivot_root,
+    # ---- from here on the host's files are gone: no import, no path of ours ----
+    terminal.open_pty,  # in the container's devpts
+    hostname.set_hostname,
+    hostname.set_domainname,
+    sysctl.write_all,  # before /proc/sys is made read-only
+    program.make_cwd,  # before the root is made read-only
+    mounts.lock_dev,
+    mounts.propagate_root,
+    mounts.lock_root,
+    mounts.lock_paths,
+    mounts.mask_paths,
+    labels.set_apparmor,
+    program.prepare_environment,
+    terminal.take_terminal,
+    terminal.own_streams,
+    program.set_umask,
+    capabilities.set_no_new_privs,
+    syscallfilter.load_privileged,  # kernel: without no_new_privs, while CAP_SYS_ADMIN is there
+    capabilities.drop,
+    program.enter_cwd,  # as the payload's user, who may or may not be allowed there
+    program.resolve,  # so that create fails, not start, where there is no such program
+    sync.await_start,
+)
+
+SETTLE = (
+    rlimits.set_all,
+    outside.write_pid_file,
+)
+
+START = (
+    hooks.start_container,  # spec: after start, before the payload, with its credentials
+    program.reset_signals,
+    program.close_descriptors,
+    syscallfilter.load,  # kernel: what follows is subject to it
+)
+
+EXEC_OUTER = (joining.join_all,)
+
+EXEC_INNER = (
+    terminal.new_session,
+    joining.open_root,
+    keyrings.join_new,
+    terminal.open_pty,
+    labels.set_apparmor,
+    program.prepare_environment,
+    terminal.take_terminal,
+    terminal.own_streams,
+    program.set_umask,
+    capabilities.set_no_new_privs,
+    syscallfilter.load_privileged,
+    capabilities.drop,
+    program.enter_cwd,
+    program.resolve,
+    sync.await_start,
+    program.reset_signals,
+    program.close_descriptors,
+    syscallfilter.load,
+)
+
+EXEC_SETTLE = (
+    rlimits.set_all,
+    rlimits.set_oom_score,
+    outside.write_pid_file,
+)
+
+# In the order of time, as the plan prints it.
+CREATE = (
+    ("parent", PREPARE),
+    ("outer", OUTER),
+    ("parent", MAP),
+    ("parent", TIME),
+    ("inner", INNER),
+    ("parent", ADOPT),
+    ("parent", HOOKS),
+    ("inner", ENTER),
+    ("parent", SETTLE),
+    ("inner", START),
+)

@@ -1,0 +1,42 @@
+"""Resource limits of the container's process (getrlimit(2))."""
+
+from __future__ import annotations
+
+import os
+
+from minirun.kernel import resource
+from minirun.kernel.libc import failure, quote, trace
+from minirun.step import step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minirun.setup import Setup
+
+
+@step(
+    lambda setup: bool(setup.process.rlimits),
+    details=lambda setup: [f"{one.type} {one.soft} {one.hard}" for one in setup.process.rlimits],
+    why="from outside: raising a hard limit needs CAP_SYS_RESOURCE of the initial user namespace",
+)
+def set_all(setup: Setup) -> None:
+    """Set the resource limits"""
+    for one in setup.process.rlimits:
+        resource.prlimit(setup.pid, one.type, one.soft, one.hard)
+
+
+@step(
+    lambda setup: setup.process.oom_score_adj is not None,
+    details=lambda setup: [str(setup.process.oom_score_adj)],
+)
+def set_oom_score(setup: Setup) -> None:
+    """Set how likely the out-of-memory killer takes the container"""
+    path = f"/proc/{setup.pid}/oom_score_adj"
+    text = f"write({quote(path)}, {quote(str(setup.process.oom_score_adj))})"
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(setup.process.oom_score_adj).encode())
+    except OSError as error:
+        raise failure(error.errno or 0, text) from None
+    finally:
+        os.close(fd)
+    trace(lambda: text)

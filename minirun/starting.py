@@ -1,0 +1,90 @@
+"""start: the word for which a created container waits."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+
+from minirun import hooks, state
+from minirun.channel import Channel, ChannelClosed
+from minirun.errors import MinirunError, StateError
+from minirun.setup import Launch, Setup
+from minirun.spec import Process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minirun.state import Container
+
+_REFUSED = {
+    "running": "cannot start an already running container",
+    "stopped": "cannot start a container that has stopped",
+}
+
+
+def start(root: str, cid: str) -> None:
+    """See `container.start`."""
+    with state.load(root, cid, lock=True) as container:
+        status = container.status()
+        if status != "created":
+            raise StateError(
+                _REFUSED.get(status, f"cannot start a container in the {status} state")
+            )
+        _release(container)
+        spec = container.spec
+        setup = Setup(cid, spec, spec.process or Process(), container.saved.bundle, Launch())
+        setup.pid = container.saved.pid
+        poststart(setup)
+
+
+def poststart(setup: Setup) -> None:
+    """Run the poststart hooks; where one fails the container's process is killed."""
+    found = setup.spec.hooks.poststart
+    if not found:
+        return
+    try:
+        hooks.run_all("poststart", found, hooks.state_of(setup, "running"), setup.bundle)
+    except MinirunError:
+        os.kill(setup.pid, 9)
+        raise
+
+
+def _release(container: Container) -> None:
+    """Send the word and wait until execve, which closes the child's end, or its error."""
+    pidfd = container.pidfd()
+    result = _open(container, state.RESULT, os.O_RDONLY)
+    try:
+        fifo = _open(container, state.FIFO, os.O_WRONLY)
+        try:
+            os.write(fifo, b"0")
+        finally:
+            os.close(fifo)
+        os.unlink(state.FIFO, dir_fd=container.dirfd)
+        os.set_blocking(result, True)
+        _await_exec(result, pidfd)
+    finally:
+        os.close(result)
+        os.close(pidfd)
+    os.unlink(state.RESULT, dir_fd=container.dirfd)
+
+
+def _open(container: Container, name: str, flags: int) -> int:
+    # O_NONBLOCK: to write fails with ENXIO where nobody reads, instead of waiting for ever.
+    flags |= os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(name, flags, dir_fd=container.dirfd)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENOENT):
+            raise StateError("cannot start a container that has stopped") from None
+        raise
+
+
+def _await_exec(result: int, pidfd: int) -> None:
+    poller = select.poll()
+    poller.register(result, select.POLLIN)
+    poller.register(pidfd, select.POLLIN)
+    poller.poll()
+    try:
+        Channel(result, -1).receive()
+    except ChannelClosed:
+        return

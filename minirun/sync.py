@@ -1,0 +1,57 @@
+"""The steps of the inner process that wait for the parent: see `channel` for the messages."""
+
+from __future__ import annotations
+
+import os
+
+from minirun.kernel import libc
+from minirun.step import step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minirun.setup import Setup
+
+
+def send_events(setup: Setup) -> None:
+    """Give the parent what the steps of this process did, for --explain."""
+    if setup.events:
+        assert setup.channel is not None
+        setup.channel.send("events", {"events": [event.encode() for event in setup.events]})
+        setup.events = []
+
+
+@step(why="the parent sets cgroup, limits and state while nothing of the payload runs")
+def await_adoption(setup: Setup) -> None:
+    """Wait until the parent has limited and recorded this process"""
+    assert setup.channel is not None
+    setup.channel.send("joined")
+    setup.channel.expect("go")
+
+
+def _has_runtime_hooks(setup: Setup) -> bool:
+    return bool(setup.spec.hooks.prestart or setup.spec.hooks.create_runtime)
+
+
+@step(_has_runtime_hooks)
+def await_hooks(setup: Setup) -> None:
+    """Wait for the hooks that run outside"""
+    # spec: before pivot_root, after the namespaces and mounts are there.
+    assert setup.channel is not None
+    setup.channel.send("mounted")
+    setup.channel.expect("go")
+
+
+@step()
+def await_start(setup: Setup) -> None:
+    """Wait for start"""
+    assert setup.channel is not None
+    send_events(setup)
+    setup.channel.send("ready", {"notes": setup.notes})
+    if setup.fifo < 0:
+        setup.channel.expect("go")
+        return
+    setup.channel.close()
+    # Opened for reading and writing, so that the end of one writer is not the end of file.
+    word = os.read(setup.fifo, 1)
+    os.close(setup.fifo)
+    libc.trace(lambda: f"read(exec.fifo) = {word!r}")

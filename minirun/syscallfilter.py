@@ -1,0 +1,54 @@
+"""The steps of seccomp: compile outside, load as the payload's last act but one."""
+
+from __future__ import annotations
+
+from minirun import seccomp
+from minirun.step import step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minirun.setup import Setup
+
+_CACHE = "/run/minirun/.seccomp"
+
+
+def _asked(setup: Setup) -> bool:
+    return setup.spec.linux.seccomp is not None
+
+
+def _describe(setup: Setup) -> list[str]:
+    profile = setup.spec.linux.seccomp
+    if profile is None:
+        return []
+    rules = sum(len(rule.names) for rule in profile.syscalls)
+    return [f"default {profile.default_action}, rules for {rules} system calls"]
+
+
+@step(_asked, details=_describe)
+def compile_filter(setup: Setup) -> None:
+    """Compile the system call filter, or take it from the cache"""
+    profile = setup.spec.linux.seccomp
+    assert profile is not None
+    setup.filter = seccomp.compile(profile, _CACHE)
+    setup.notes += setup.filter.notes
+    setup.install_filter = seccomp.prepare(setup.filter)
+
+
+@step(
+    lambda setup: _asked(setup) and not setup.process.no_new_privileges,
+    details=_describe,
+    why="without no_new_privs it needs CAP_SYS_ADMIN, which is about to be dropped: seccomp(2)",
+)
+def load_privileged(setup: Setup) -> None:
+    """Load the system call filter, while it is still allowed"""
+    setup.install_filter()
+
+
+@step(
+    lambda setup: _asked(setup) and setup.process.no_new_privileges,
+    details=_describe,
+    why="last, because all that follows is subject to it",
+)
+def load(setup: Setup) -> None:
+    """Load the system call filter"""
+    setup.install_filter()
