@@ -136,9 +136,6 @@ class Reader:
             if len(word) < 2 or word[0] != "-":
                 args.append(word)
                 if stop():
-                    # `exec ID -- command`: the dashes part our options from the command's.
-                    if len(left) > 1 and left[-1] == "--" and self.values.get("help") is not None:
-                        left.pop()
                     return args + left[::-1]
                 continue
             self._option(word, left)

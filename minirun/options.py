@@ -406,6 +406,8 @@ def _parse_verb(verb: Verb, above: dict[str, Any], argv: list[str]) -> Options:
     reader = Reader((*verb.options, _HELP))
     both = "rootfs" in reader.values
     args = reader.read(argv, lambda: verb.stop or (both and reader.values["rootfs"] is not None))
+    if len(args) > 2 and args[1] == "--":
+        del args[1]  # `exec ID -- command`: they part our options from the command's
     values = {**above, **reader.values}
     options = Options(verb.name, values, frozenset(reader.seen), tuple(args))
     if values["help"]:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from minirun import container, jsontext
+from minirun import container, jsontext, log
 from minirun.cli import write
 from minirun.cli.place import container_id, state_root
 from minirun.cli.wrap import wrapped
-from minirun.errors import MinirunError
+from minirun.errors import DoesNotExist, MinirunError
 from minirun.setup import Launch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from minirun.grammar import Options
 
+    Launcher = Callable[[Options, str], int]
 
-def launch_of(options: Options) -> Launch:
+MANAGED = "run.minirun.managed"  # the annotation of the bundles that minirun.engine writes
+
+
+def launch_of(options: Options, bundle: str) -> Launch:
     """Gather the launch flags of `create` and `run`."""
     return Launch(
-        options.bundle or ".",
+        bundle,
         console_socket=options.console_socket,
         pid_file=options.pid_file,
         pidfd_socket=options.pidfd_socket,
@@ -38,21 +44,48 @@ def preserve_fds(options: Options) -> int:
 
 @wrapped("create failed")
 def create(options: Options) -> int:
-    """`minirun create`."""
-    container.create(state_root(options), container_id(options), launch_of(options))
+    """`minirun create`; with --rootfs the bundle is written first, and `delete` removes it."""
+    return _with_bundle(options, keep=True, launch=_create)
+
+
+def _create(options: Options, bundle: str) -> int:
+    container.create(state_root(options), container_id(options), launch_of(options, bundle))
     return 0
 
 
 @wrapped("run failed")
 def run(options: Options) -> int:
     """`minirun run`; the exit status is the container's."""
+    return _with_bundle(options, keep=options.detach or options.keep, launch=_run)
+
+
+def _run(options: Options, bundle: str) -> int:
     return container.run(
         state_root(options),
         container_id(options),
-        launch_of(options),
+        launch_of(options, bundle),
         detach=options.detach,
         keep=options.keep,
     )
+
+
+def _with_bundle(options: Options, *, keep: bool, launch: Launcher) -> int:
+    """Call `launch` with the bundle; one that is written for this is removed unless it stays."""
+    if options.rootfs is None:
+        return launch(options, options.bundle or ".")
+    from minirun.engine import bundle  # engines never come here
+
+    prepared = bundle.prepare(options, container_id(options), options.args[1:])
+    for note in prepared.notes:
+        log.warning(note)
+    try:
+        status = launch(options, prepared.bundle)
+    except BaseException:
+        bundle.discard(prepared.bundle)
+        raise
+    if not keep:
+        bundle.discard(prepared.bundle)
+    return status
 
 
 def start(options: Options) -> int:
@@ -75,8 +108,22 @@ def kill(options: Options) -> int:
 
 
 def delete(options: Options) -> int:
-    """`minirun delete`."""
-    container.delete(state_root(options), container_id(options), options.force)
+    """`minirun delete`, with the bundle if minirun wrote it."""
+    root, cid = state_root(options), container_id(options)
+    try:
+        found = container.state(root, cid)
+    except DoesNotExist:
+        found = {}
+    container.delete(root, cid, options.force)
+    if found and MANAGED not in found.get("annotations", {}):
+        return 0  # an engine's; the modules that follow are not its to wait for
+    from minirun.engine import bundle
+
+    if not found:
+        # What a `run --rootfs` left that was killed before it had a state.
+        bundle.discard_leftover(cid)
+    elif bundle.managed(found["annotations"], found["bundle"]):
+        bundle.discard(found["bundle"])
     return 0
 
 
