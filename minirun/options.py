@@ -132,6 +132,7 @@ ROOTFS = (
         "security-opt", LIST, "seccomp=FILE|unconfined, no-new-privileges=true|false", "KEY=VALUE"
     ),
     RootfsOption("userns", TEXT, "user namespace: auto, host (gives up isolation)", "MODE"),
+    RootfsOption("timens", TEXT, "time namespace: private, host (runc before 1.2)", "MODE"),
     RootfsOption("network", TEXT, "none, host (gives up isolation), bridge, ns:PATH", "MODE"),
     RootfsOption("publish p", LIST, "publish a port", "[IP:]HOST:CONTAINER[/udp]"),
     RootfsOption("tty t", FLAG, "give the process a terminal"),

@@ -51,7 +51,7 @@ class Request:
         self.capabilities = security.capabilities(options.cap_add, options.cap_drop)
         self.user_namespace = _choice("userns", options.userns, "auto", ("auto", "host"))
         self.time_namespace = (
-            _choice("timens", getattr(options, "timens", None), "private", ("private", "host"))
+            _choice("timens", options.timens, "private", ("private", "host"))
             == "private"
         )
         self.network, self.network_path = _network(options.network)
