@@ -9,7 +9,7 @@ import click
 from minirun.errors import DoesNotExist
 from minirun.jsontext import dumps
 from minirun.network import address
-from minirun.network.leases import Lease, Network, peek
+from minirun.network.leases import Lease, Network, State, peek
 from minirun.network.plan import DEFAULT_STATE_DIR
 
 TYPE_CHECKING = False
@@ -22,7 +22,7 @@ _PADDING = 3
 
 @click.group()
 def network() -> None:
-    """List and clean up bridge networks, addresses and published ports."""
+    """List and clean up networks, addresses and ports."""
 
 
 command = network
@@ -61,8 +61,9 @@ def list_(state_dir: str, as_json: bool) -> None:
 @_state_dir
 @_json
 def inspect(name: str, state_dir: str, as_json: bool) -> None:
-    """Show a network or a container: addresses, links, and from where ports are reached."""
-    networks = peek(state_dir).networks
+    """Show a network or a container, and from where its ports are reached."""
+    state = peek(state_dir)
+    networks = state.networks
     found = [one for one in networks if one.name == name]
     chosen = [(one, lease) for one in found for lease in one.leases] or [
         (one, lease) for one in networks for lease in one.leases if lease.id == name
@@ -79,6 +80,8 @@ def inspect(name: str, state_dir: str, as_json: bool) -> None:
     rows = [("CONTAINER", "ADDRESS", "LINK", "PORTS")]
     rows += [(lease.id, lease.address, lease.link, _ports(lease)) for _, lease in chosen]
     click.echo(_table(rows), nl=False)
+    for line in _notes(state):
+        click.echo("note: " + line)
 
 
 network.add_command(inspect, "show")
@@ -88,7 +91,7 @@ network.add_command(inspect, "show")
 @_state_dir
 @click.option("--dry-run", is_flag=True, help="say what would be released, and change nothing")
 def gc(state_dir: str, dry_run: bool) -> None:
-    """Release what is left of containers that died without being deleted."""
+    """Release what dead containers left."""
     from minirun.network.attach import gc as collect  # pyroute2: 190 ms
 
     for sentence in collect(state_dir, dry_run):
@@ -162,6 +165,21 @@ def _ports(lease: Lease) -> str:
             where = f"whoever reaches {publish.address}"
         said.append(f"{publish} (from {where})")
     return ", ".join(said) or "-"
+
+
+def _notes(state: State) -> list[str]:
+    notes = []
+    if state.opened:
+        notes.append(
+            f"IPv4 forwarding was switched on for {', '.join(state.opened)}; "
+            "what comes in there is kept to minirun's bridges"
+        )
+    if not state.guarded:
+        notes.append(
+            "containers with NET_RAW can forge their neighbours' addresses: "
+            "the kernel lacks nf_tables for bridges"
+        )
+    return notes
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -204,7 +204,7 @@ def _make(host: Host, network: Network, lease: Lease, target: netns.Target, mtu:
     gateway = address.show(address.gateway(address.parse_subnet(network.subnet)))
     prefix = address.parse_subnet(network.subnet)[1]
     bridge = _make_bridge(host.ip, network, gateway, prefix)
-    firewall.apply(host.state)
+    host.state = host.state.replace(guarded=firewall.apply(host.state))
     _open(host.state, network.bridge, lease)
     inner = (INNER, address.mac(address.parse(lease.address)))
     link = veth.make_pair(
@@ -372,6 +372,5 @@ def gc(state_dir: str = DEFAULT_STATE_DIR, dry_run: bool = False) -> list[str]:
         done = sweep(host, dry_run)
         if not dry_run:
             state = _with_uplinks(host.ip, host.state) if host.state.networks else host.state
-            firewall.apply(state)
-            host.save(state)
+            host.save(state.replace(guarded=firewall.apply(state)))
         return done

@@ -1,8 +1,9 @@
-"""The nft table `minirun`: NAT, published ports, and what containers may not reach.
+"""The nft tables `minirun`: NAT, published ports, and what containers may not reach or forge.
 
-The whole table is a function of the leases and is replaced in one transaction, so nothing has to
-be found again to be removed, a crash leaves nothing half done, and after somebody's `nft flush
-ruleset` the next container puts it back. No other table is touched.
+`ip minirun` is for what is routed, `bridge minirun` for frames between containers. Each is a
+function of the leases and is replaced in one transaction, so nothing has to be found again to be
+removed, a crash leaves nothing half done, and after somebody's `nft flush ruleset` the next
+container puts it back. No other table is touched.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from minirun.network.leases import Lease, Network, State
     from minirun.network.plan import Publish
 
-_FORGET = "table ip minirun\ndelete table ip minirun\n"  # the first line makes the second succeed
+# The first line of each makes the second succeed.
+_FORGET = "table ip minirun\ndelete table ip minirun\n"
+_FORGET_BRIDGE = "table bridge minirun\ndelete table bridge minirun\n"
 _TIMEOUT = 30  # seconds
 # nft's own order: raw -300 comes before connection tracking, which is at -200.
 _CHAINS = (
@@ -32,7 +35,7 @@ _CHAINS = (
 
 
 def render(state: State) -> str:
-    """Give the nft script that makes the table what the leases say."""
+    """Give the nft script that makes the table of what is routed what the leases say."""
     if not state.networks:
         return _FORGET
     rules: dict[str, list[str]] = {name: [] for name, _ in _CHAINS}
@@ -50,6 +53,31 @@ def render(state: State) -> str:
         body = "".join(f"    {rule}\n" for rule in rules[name])
         lines.append(f"  chain {name} {{\n    {hook}\n{body}  }}")
     return "\n".join([*lines, "}", ""])
+
+
+def render_bridge(state: State) -> str:
+    """Give the nft script of the table that keeps a container from passing for another.
+
+    Who may make raw sockets or change addresses could else answer ARP requests in place of its
+    neighbours, or advertise itself as their router (CVE-2020-14386 and its kin).
+    """
+    if not state.networks:
+        return _FORGET_BRIDGE
+    lines = [
+        _FORGET_BRIDGE + "table bridge minirun {\n  chain early {",
+        "    type filter hook prerouting priority -300; policy accept;",
+    ]
+    for network in state.networks:
+        for lease in network.leases:
+            end, mac = f'iifname "{lease.link}"', address.mac(address.parse(lease.address))
+            lines += [
+                f'    {end} ether saddr != {mac} drop comment "minirun:{lease.id[:100]}"',
+                f"    {end} ether type != {{ ip, arp }} drop",
+                f"    {end} ip saddr != {lease.address} drop",
+                f"    {end} arp saddr ip != {lease.address} drop",
+                f"    {end} arp saddr ether != {mac} drop",
+            ]
+    return "\n".join([*lines, "  }", "}", ""])
 
 
 def _guard_forwarding(rules: dict[str, list[str]], state: State) -> None:
@@ -148,12 +176,30 @@ def find_nft() -> str:
     raise Unsupported("nft is not installed", fix="apt install nftables (dnf, apk: the same name)")
 
 
-def apply(state: State) -> None:
-    """Make the kernel's table what the leases say. Raises MinirunError with nft's own words."""
+def apply(state: State) -> bool:
+    """Make the kernel's tables what the leases say; tell whether neighbours are guarded.
+
+    They are not where the kernel lacks nf_tables for bridges: then only what is routed is
+    filtered. Raises MinirunError with nft's own words.
+    """
+    routed = render(state)
+    if not _nft(render_bridge(state) + routed):
+        return True
+    if words := _nft(routed):
+        raise MinirunError(
+            f"nft refused the table minirun: {words[:300]}",
+            cause="the kernel may lack nf_tables or NAT",
+            fix="modprobe nf_tables nft_chain_nat nft_masq",
+        )
+    return False
+
+
+def _nft(script: str) -> str:
+    """Run one transaction; return what nft has against it."""
     try:
         done = subprocess.run(
             [find_nft(), "-f", "-"],
-            input=render(state).encode("ascii"),
+            input=script.encode("ascii"),
             capture_output=True,
             timeout=_TIMEOUT,
             env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
@@ -161,10 +207,5 @@ def apply(state: State) -> None:
         )
     except subprocess.TimeoutExpired:
         raise MinirunError(f"nft did not answer within {_TIMEOUT} s") from None
-    if done.returncode:
-        words = " ".join(done.stderr.decode("utf-8", "replace").split())
-        raise MinirunError(
-            f"nft refused the table minirun: {words[:300]}",
-            cause="the kernel may lack nf_tables or NAT",
-            fix="modprobe nf_tables nft_chain_nat nft_masq",
-        )
+    words = " ".join(done.stderr.decode("utf-8", "replace").split())
+    return (words or f"exit status {done.returncode}") if done.returncode else ""

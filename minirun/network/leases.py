@@ -92,12 +92,14 @@ class State(Record):
     """All networks of one host.
 
     `boot` and `netns` (an inode) say which host: the names of links mean nothing elsewhere.
-    `opened` are the interfaces whose IPv4 forwarding minirun switched on.
+    `opened` are the interfaces whose IPv4 forwarding minirun switched on; `guarded` tells whether
+    containers are kept from forging each other's addresses.
     """
 
     boot: str = string(default="")
     netns: int = integer(0, UINT64, default=0)
     opened: tuple[str, ...] = strings()
+    guarded: bool = boolean(default=False)
     networks: tuple[Network, ...] = many(Network)
 
     def find(self, name: str) -> Network | None:

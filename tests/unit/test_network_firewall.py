@@ -67,3 +67,10 @@ def test_the_script_is_one_transaction_that_replaces() -> None:
     lines = firewall.render(_state()).splitlines()
     assert lines[:3] == ["table ip minirun", "delete table ip minirun", "table ip minirun {"]
     assert "flush ruleset" not in lines
+
+
+def test_a_container_has_one_address_on_the_bridge() -> None:
+    script = firewall.render_bridge(_state())
+    assert 'iifname "mrx" ether saddr != 02:6d:0a:2a:00:02 drop' in script
+    assert 'iifname "mrx" arp saddr ip != 10.42.0.2 drop' in script
+    assert firewall.render_bridge(State()).count("\n") == 2
