@@ -15,6 +15,7 @@ _DEPTH = 8  # overlays upon overlays
 
 # Why nothing below can be throttled, by type of file system.
 _MEMORY = ("tmpfs", "ramfs", "hugetlbfs", "devtmpfs")
+_MADE_UP = ("proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue", "debugfs", "tracefs", "bpf")
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "virtiofs", "afs", "glusterfs", "lustre")
 
 
@@ -138,6 +139,8 @@ def _below(path: str, mount: Mounted | None, sysfs: str, proc: str, depth: int) 
 
 
 def _why(fstype: str) -> str:
+    if fstype in _MADE_UP:
+        return "which the kernel makes up: no disk is behind it"
     if fstype in _MEMORY:
         return "which no block device carries: its writes cannot be throttled"
     if fstype in _NETWORK:

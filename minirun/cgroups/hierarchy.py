@@ -43,6 +43,7 @@ class Hierarchy:
     legacy       controllers that a version 1 hierarchy holds
     own          the cgroup that this process is in, from the top of the visible tree, with a
                  leading slash; None when it lies outside of that
+    root         which part of the whole tree is mounted; "/" but in odd containers
     """
 
     def __init__(
@@ -51,13 +52,16 @@ class Hierarchy:
         kind: str,
         controllers: tuple[str, ...] = (),
         legacy: tuple[str, ...] = (),
+        *,
         own: str | None = None,
+        root: str = "/",
     ) -> None:
         self.mount = mount
         self.kind = kind
         self.controllers = controllers
         self.legacy = legacy
         self.own = own
+        self.root = root
 
     @property
     def usable(self) -> bool:
@@ -123,7 +127,7 @@ def hierarchy(mount: str = MOUNT_POINT) -> Hierarchy:
         return Hierarchy(mount, kind, legacy=legacy)
     controllers = tuple(_read(f"{mount}/cgroup.controllers").split())
     root = _mounted_root(_read("/proc/self/mountinfo"), mount)
-    return Hierarchy(mount, kind, controllers, legacy, own_path(membership, root))
+    return Hierarchy(mount, kind, controllers, legacy, own=own_path(membership, root), root=root)
 
 
 def _kind(mount: str) -> str:
@@ -198,6 +202,29 @@ def own_path(membership: str, root: str = "/") -> str | None:
             return "/"
         return path[len(root) :] if path.startswith(root + "/") else None
     return None
+
+
+def default_parent(tree: Hierarchy) -> str:
+    """Give the cgroup below which containers are put: a fixed one for root.
+
+    A user without rights on the tree gets a sibling of his own cgroup, in what systemd delegated to
+    him: his own holds processes, so no controller can be had below it.
+    """
+    if os.geteuid() == 0 or not tree.own:
+        return DEFAULT_PARENT
+    return os.path.dirname(tree.own)
+
+
+def path_of(tree: Hierarchy, pid: int) -> str | None:
+    """Give the cgroup that process `pid` is in; None when it is gone or outside the visible tree.
+
+    `exec` joins it when the container's own cgroup has become an inner node, as an init system
+    inside makes it: no process can be added there any more (EBUSY).
+    """
+    try:
+        return own_path(_read(f"/proc/{pid}/cgroup"), tree.root)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def location(cgroups_path: str | None, container_id: str, parent: str = DEFAULT_PARENT) -> str:

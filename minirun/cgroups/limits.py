@@ -57,7 +57,7 @@ def update(group: Group, changes: Resources, stored: Resources | None = None) ->
 
 
 def _perform(group: Group, write: Write, available: tuple[str, ...]) -> None:
-    if write.controller and write.controller not in available and not _psi(write.file):
+    if write.controller and write.controller not in available:
         if write.limits:
             raise _missing(group, write)
         return
@@ -70,11 +70,6 @@ def _perform(group: Group, write: Write, available: tuple[str, ...]) -> None:
             raise group.failed(write.file, write.value, error) from error
     except OSError as error:
         raise group.failed(write.file, write.value, error) from error
-
-
-def _psi(file: str) -> bool:
-    """Pressure files need no controller; cgroup-v2.rst, "Pressure Stall Information"."""
-    return file.endswith(".pressure")
 
 
 def _missing(group: Group, write: Write) -> Unsupported:

@@ -198,10 +198,12 @@ def check_usage(memory: Memory | None, usage: int) -> None:
 
 def _write(file: str, value: str, field: str, **more: object) -> Write:
     controller = file.partition(".")[0]
+    # Pressure files need no controller; cgroup-v2.rst, "Pressure Stall Information".
+    core = controller == "cgroup" or file.endswith(".pressure")
     return Write(
         file=file,
         value=value,
-        controller="" if controller == "cgroup" else controller,
+        controller="" if core else controller,
         field=f"{WHERE}.{field}",
         **more,  # type: ignore[arg-type]
     )

@@ -111,6 +111,7 @@ def test_more_memory_than_allowed_is_the_end(tree: Hierarchy, top: str) -> None:
         assert "oom_kill 1" in text(f"{top}/a", "memory.events").split("\n")
         assert stats.oom_kills(made) == 1
         assert watch.wait(0) == ["oom", "empty"]
+        assert watch.wait(0) == ["empty"]
         watch.close()
         used = stats.summary(made)["memory"]
         assert used["limit"] == 32 * MIB

@@ -55,6 +55,7 @@ ANONYMOUS = "/proc/self"
         ("tmpfs", "no block device carries"),
         ("nfs4", "another machine"),
         ("fuse.sshfs", "program"),
+        ("proc", "the kernel makes up"),
         ("zfs", "does not tell its disk"),
     ],
 )

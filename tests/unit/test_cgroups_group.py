@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from minirun.cgroups import hierarchy as tree_module
 from minirun.cgroups import limits, stats
 from minirun.cgroups.group import Group, open_subgroup
-from minirun.cgroups.hierarchy import Hierarchy, hierarchy, location, own_path
+from minirun.cgroups.hierarchy import Hierarchy, default_parent, hierarchy, location, own_path
 from minirun.errors import ConfigError, MinirunError, StateError, Unsupported
 from minirun.spec import Resources
 
@@ -81,6 +81,15 @@ MEMBERSHIP = "4:memory:/process_api\n3:cpu,cpuacct:/\n1:name=systemd:/\n0::/a/b/
 )
 def test_own_cgroup(text: str, root: str, expected: str | None) -> None:
     assert own_path(text, root) == expected
+
+
+def test_where_containers_go_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = Hierarchy("/x", "unified", own="/user.slice/app.slice/a.scope")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert default_parent(tree) == "/minirun"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert default_parent(tree) == "/user.slice/app.slice"
+    assert default_parent(Hierarchy("/x", "unified")) == "/minirun"
 
 
 def test_a_directory_that_is_no_cgroup_tree(tmp_path: Path) -> None:
@@ -297,6 +306,18 @@ def test_summary_is_for_people(figures: Group) -> None:
     assert (found["cpu"]["quota"], found["cpu"]["period"]) == (5000, 10000)
     assert found["pressure"]["io"] is None
     assert stats.oom_kills(figures) == 1
+
+
+def test_each_killed_process_is_told_once(fake: Group, tmp_path: Path) -> None:
+    fill(tmp_path, cgroup_events="populated 1\nfrozen 0\n", memory_events="oom_kill 1\n")
+    watch = stats.Watch(fake)
+    assert watch.wait(0) == []
+    fill(tmp_path, memory_events="oom_kill 3\n")
+    assert watch.wait(0) == ["oom", "oom"]
+    assert watch.wait(0) == []
+    fill(tmp_path, cgroup_events="populated 0\nfrozen 0\n")
+    assert watch.wait(0) == ["empty"]
+    watch.close()
 
 
 def test_figures_of_a_bare_group(fake: Group, tmp_path: Path) -> None:

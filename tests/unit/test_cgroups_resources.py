@@ -239,7 +239,8 @@ def test_unified_files_are_written_line_by_line() -> None:
         ("cpuset.cpus", ""),
     ]
     assert controllers(planned) == ("cpuset", "io", "memory")
-    assert controllers(writes(resources(unified={"cgroup.max.depth": "3"}))) == ()
+    free = {"cgroup.max.depth": "3", "memory.pressure": "some 150000 1000000"}
+    assert controllers(writes(resources(unified=free))) == ()
 
 
 @pytest.mark.parametrize(
