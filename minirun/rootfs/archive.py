@@ -209,6 +209,8 @@ class Archive:
 
     def content(self, entry: tarfile.TarInfo, write: Callable[[int, bytes], None]) -> None:
         """Give the data of a regular file to `write(offset, chunk)`; holes are left out."""
+        if entry.size < 0:
+            raise ArchiveError(f"{entry.name!r} has a negative size")
         sparse: Any = entry.sparse
         extents = [(0, entry.size)] if sparse is None else sparse
         self._guard(self.seek, entry.offset_data)

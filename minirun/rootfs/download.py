@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import ipaddress
 import os
 import ssl
 import urllib.error
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 18
 _TIMEOUT = 30  # seconds without a byte
-_LOOPBACK = ("localhost", "127.", "::1")
 
 SMALL = 1 << 20  # a release list or a checksum
 LARGE = 4 << 30  # an archive
@@ -46,8 +46,16 @@ def check_mirror(url: str) -> str:
 def is_private(url: str) -> bool:
     """Tell whether nobody between us and the server can change what comes: https or loopback."""
     parts = urllib.parse.urlsplit(url)
-    host = parts.hostname or ""
-    return parts.scheme == "https" or host.startswith(_LOOPBACK[1]) or host in _LOOPBACK
+    if parts.scheme == "https":
+        return True
+    if parts.scheme != "http":
+        return False
+    if parts.hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False  # a name, even one like 127.0.0.1.example, is whatever its owner says
 
 
 def fetch(url: str, limit: int = SMALL) -> bytes:
@@ -89,7 +97,7 @@ class NotFound(MinirunError):
 
 
 class _SaferRedirects(urllib.request.HTTPRedirectHandler):
-    """Redirects as usual, but never from https to http."""
+    """Redirects as usual, but never from https to http; other schemes have no handler here."""
 
     def redirect_request(  # noqa: PLR0917 - urllib calls it so
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any,

@@ -47,7 +47,9 @@ def check_image(image: str) -> str:
     if name != "alpine":
         raise MinirunError(
             f"there is no recipe for {name!r}",
-            cause="minirun can pull alpine",
+            cause="did you mean alpine?"
+            if store.is_near(name, "alpine")
+            else "there is one for alpine",
             fix="import any other as an archive, for example: debootstrap --variant=minbase stable "
             "DIR && tar -C DIR -c . | minirun rootfs import - --name debian",
         )

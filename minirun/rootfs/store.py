@@ -76,8 +76,10 @@ def stored_name(reference: str) -> str:
 
     `:latest` is the same as no version.
     """
-    image, colon, version = reference.partition(":")
-    return check_name(image if version == "latest" or not colon else f"{image}-{version}")
+    image, _, version = reference.partition(":")
+    if not version:
+        return check_name(reference)
+    return check_name(image if version == "latest" else f"{image}-{version}")
 
 
 def find(data: str, name_or_dir: str) -> RootFS:
@@ -207,16 +209,16 @@ def _given_directory(path: str) -> RootFS:
 
 def _missing(base: str, name: str) -> MinirunError:
     present = names(base)
-    near = [other for other in present if _near(name, other)]
-    cause = ""
+    near = [other for other in present if is_near(name, other)]
+    cause, or_ = "", ""
     if near:
-        cause = f"there is {', '.join(near[:3])}"
+        or_ = f"say {' or '.join(near[:3])}, or "
     elif present:
         cause = f"there are: {', '.join(present[:8])}{' ...' if len(present) > 8 else ''}"
     if os.path.isdir(name):
         cause = f"a directory of that name is here: say ./{name} to use it"
     return MinirunError(
-        f"root filesystem {name} does not exist", cause=cause, fix=f"get it: {_way_to(name)}"
+        f"root filesystem {name} does not exist", cause=cause, fix=f"{or_}get it: {_way_to(name)}"
     )
 
 
@@ -228,7 +230,7 @@ def _way_to(name: str) -> str:
     return f"sudo minirun rootfs import FILE.tar.gz --name {name}"
 
 
-def _near(one: str, other: str) -> bool:
+def is_near(one: str, other: str) -> bool:
     """Tell whether two names are a prefix or two slips of the pen apart."""
     return other.startswith(one) or one.startswith(other) or _distance(one, other) <= 2
 
