@@ -2,6 +2,23 @@
 # The developer's environment: the checkout's .venv if there is one, else one in the cache that is made on demand
 # and again whenever pyproject.toml asks for something else. Sourced; needs common.sh, packages.sh and $checkout.
 
+# Prints what pyproject.toml asks for, one requirement a line: the libraries and the developer's tools.
+requirements() {
+    "$python" -ISB - "$checkout/pyproject.toml" <<'PYTHON'
+import sys, tomllib
+with open(sys.argv[1], "rb") as file:
+    project = tomllib.load(file)["project"]
+print("\n".join(project["dependencies"] + project["optional-dependencies"]["dev"]))
+PYTHON
+}
+
+requirements_key() {
+    {
+        requirements
+        "$python" -ISB -c 'import sys; print(sys.version)'
+    } | sha256sum | cut -c1-12
+}
+
 # Prints the environment's directory.
 developer_environment() {
     if [ -x "$checkout/.venv/bin/python" ]; then
@@ -9,10 +26,7 @@ developer_environment() {
         return
     fi
     local key directory
-    key=$({
-        cat "$checkout/pyproject.toml"
-        "$python" -ISB -c 'import sys; print(sys.version)'
-    } | sha256sum | cut -c1-12)
+    key=$(requirements_key)
     directory=$(cache_directory)/environment-$key
     if [ ! -e "$directory/complete" ]; then
         mkdir -p "$(cache_directory)"
@@ -40,12 +54,7 @@ make_environment() (
     fi
     rm -rf "$1"
     "$python" -I -m venv "$1"
-    "$python" -ISB - "$checkout/pyproject.toml" >"$1/requirements" <<'PYTHON'
-import sys, tomllib
-with open(sys.argv[1], "rb") as file:
-    project = tomllib.load(file)["project"]
-print("\n".join(project["dependencies"] + project["optional-dependencies"]["dev"]))
-PYTHON
+    requirements >"$1/requirements"
     "$1/bin/python" -I -m pip install --quiet --disable-pip-version-check --use-pep517 -r "$1/requirements" >"$1.log" 2>&1 || {
         grep -v ^WARNING: "$1.log" | tail -n 25
         exit 1
