@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
-from minirun import jsontext
+from minirun import jsontext, profiles
 from minirun.engine import defaults
 from minirun.errors import MinirunError, UsageError
 from minirun.kernel import capability
@@ -14,8 +12,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
-
-PROFILE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "profiles")
 
 
 class Security:
@@ -87,17 +83,18 @@ def seccomp(choice: str | None) -> dict[str, Any] | None:
     """Give linux.seccomp: the default profile, a file's, or None for "unconfined"."""
     if choice == "unconfined":
         return None
-    path = f"{PROFILE}/seccomp.json" if choice is None else choice
+    if choice is None:
+        return profiles.seccomp()
     try:
-        profile = jsontext.read(path, "seccomp profile")
+        profile = jsontext.read(choice, "seccomp profile")
     except OSError as error:
         reason = (error.strerror or "").lower()
-        raise MinirunError(f"cannot read the seccomp profile {path}: {reason}") from None
+        raise MinirunError(f"cannot read the seccomp profile {choice}: {reason}") from None
     if not isinstance(profile, dict):
-        raise MinirunError(f"seccomp profile {path} must be an object, not {kind(profile)}")
+        raise MinirunError(f"seccomp profile {choice} must be an object, not {kind(profile)}")
     if "archMap" in profile or "defaultAction" not in profile:
         raise MinirunError(
-            f"seccomp profile {path} is not linux.seccomp of a config.json",
+            f"seccomp profile {choice} is not linux.seccomp of a config.json",
             cause="docker's profiles are templates, with archMap, includes and excludes",
             fix="take the seccomp object of a config.json that docker or podman wrote",
         )
