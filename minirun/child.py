@@ -55,14 +55,12 @@ def _ignore_unraisable(_what: Any) -> None:
     pass
 
 
-def run_outer(setup: Setup, channel: Channel, parent: Channel) -> NoReturn:
+def run_outer(setup: Setup, channel: Channel) -> NoReturn:
     """Be the outer process: make the namespaces and the inner process in them, then end."""
     setup.channel = channel
-    os.close(parent.reader)
-    os.close(parent.writer)
     try:
-        lock_down()
         protect(setup)
+        lock_down()
         follow("outer", recipe.OUTER, setup)
         pid, _pidfd = process.clone3(process.CLONE_PARENT)
         if pid == 0:
@@ -87,7 +85,9 @@ def run_inner(setup: Setup, *stages: Any) -> NoReturn:
 
 
 def protect(setup: Setup) -> None:
-    """Be no target: not to be traced or dumped, with a name that ps shows."""
+    """Be no target: nothing of the host held, not to be traced or dumped, named for ps."""
+    # The lock above all: flock(2) is the open file's, which we share with the parent.
+    process.close_all_but(setup.descriptors())
     process.prctl(process.PR_SET_DUMPABLE, 0)
     resource.prlimit(0, "RLIMIT_CORE", 0, resource.hard_limit("RLIMIT_CORE"))
     process.set_name(f"minirun:{setup.cid}"[:15])
@@ -119,14 +119,12 @@ def _tell(setup: Setup, error: BaseException) -> None:
     setup.channel.send("error", payload)
 
 
-def run_joining(setup: Setup, channel: Channel, parent: Channel) -> NoReturn:
+def run_joining(setup: Setup, channel: Channel) -> NoReturn:
     """Be the outer process of exec: join the container, make the inner process there, then end."""
     setup.channel = channel
-    os.close(parent.reader)
-    os.close(parent.writer)
     try:
-        lock_down()
         protect(setup)
+        lock_down()
         follow("outer", recipe.EXEC_OUTER, setup)
         pid, _pidfd = process.clone3(process.CLONE_PARENT)
         if pid == 0:

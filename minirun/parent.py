@@ -76,13 +76,13 @@ def release(setup: Setup) -> None:
         setup.channel.close()
 
 
-def _spawn(setup: Setup, run: Callable[[Setup, Channel, Channel], NoReturn]) -> None:
+def _spawn(setup: Setup, run: Callable[[Setup, Channel], NoReturn]) -> None:
     ours, theirs = channel.pair()
     # kernel: born in the cgroup, so that no moment of it counts elsewhere, and no migration (which
     # waits for an RCU grace period) is needed.
     pid, pidfd = process.clone3(0, cgroup=setup.group_fd)
     if pid == 0:
-        run(setup, theirs, ours)
+        run(setup, theirs)
     theirs.close()
     setup.channel = ours
     setup.outer_pid = pid

@@ -103,6 +103,29 @@ class Setup:
         self.argv: Any = None
         self.envp: Any = None
 
+    def descriptors(self) -> list[int]:
+        """The descriptors that the child needs; all others are the runtime's or its caller's."""
+        assert self.channel is not None
+        return [
+            *range(3 + self.launch.preserve_fds),
+            self.channel.reader,
+            self.channel.writer,
+            self.fifo,
+            self.result,
+            self.console,
+            self.null_source,
+            self.target_pidfd,
+            *self.namespaces.values(),
+            *self.sources.values(),
+            *self.device_sources.values(),
+        ]
+
+    def waiting_descriptors(self) -> list[int]:
+        """Those that it still needs while it waits for `start`."""
+        assert self.channel is not None
+        channel = [] if self.fifo >= 0 else [self.channel.reader, self.channel.writer]
+        return [*range(3 + self.launch.preserve_fds), *channel, self.fifo, self.result]
+
     @property
     def new_namespaces(self) -> set[str]:
         """Types of the namespaces that are made, not joined."""

@@ -139,6 +139,16 @@ def close_range(first: int, last: int = 0xFFFFFFFF, flags_: int = 0) -> None:
     )
 
 
+def close_all_but(keep: list[int]) -> None:
+    """Close every descriptor that is not listed."""
+    first = 0
+    for fd in sorted({fd for fd in keep if fd >= 0}):
+        if fd > first:
+            close_range(first, fd - 1)
+        first = fd + 1
+    close_range(first)
+
+
 def prctl(option: int, *args: int) -> int:
     """Call prctl(2); return its result."""
     full = (*args, 0, 0, 0, 0)[:4]
