@@ -1,7 +1,8 @@
 """The messages between the parent and the container's processes, and how a failure crosses.
 
     sender  tag         payload                 the other side then
-    outer   unshared    {}                      writes the id maps and time offsets, says go
+    outer   unshared    {}                      writes the id maps, says go
+    outer   timed       {}                      writes the clock offsets, says go
     outer   init        {"pid"}                 reaps the outer process
     inner   joined      {}                      finishes cgroup, limits, saves state, says go
     inner   mounted     {}                      runs prestart and createRuntime hooks, says go
