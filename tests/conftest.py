@@ -1,0 +1,184 @@
+"""What tests may ask of the machine, and the check that they leave it as it was.
+
+`@pytest.mark.requires("root", "limits", kernel=(5, 12))` skips a test where a word does not hold.
+MINIRUN_MUST_WORK names the environment that is promised: `host` (root on a machine with cgroup v2,
+without controllers), `vm` (a machine of its own, where everything must work) or `1`. There a skip
+is a failure. An unknown word is an error everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+sys.path.insert(0, os.path.dirname(__file__))
+
+CGROUP = "/sys/fs/cgroup"
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _cgroup2() -> bool:
+    return os.path.exists(f"{CGROUP}/cgroup.controllers") and os.access(CGROUP, os.W_OK)
+
+
+def _limits() -> bool:
+    return {"cpu", "memory", "io", "pids"} <= set(_read(f"{CGROUP}/cgroup.controllers").split())
+
+
+def _program(name: str) -> Callable[[], bool]:
+    return lambda: shutil.which(name) is not None
+
+
+# word → what it means here; what the host of the development machine cannot have is only
+# promised by the VM.
+WORDS: dict[str, Callable[[], bool]] = {
+    "root": lambda: os.geteuid() == 0,
+    "cgroup2": _cgroup2,
+    "limits": _limits,
+    "userns": lambda: os.path.exists("/proc/self/ns/user"),
+    "timens": lambda: os.path.exists("/proc/self/ns/time"),
+    "overlay": lambda: "overlay" in _read("/proc/filesystems") or bool(shutil.which("modprobe")),
+    "netns": _program("ip"),
+    "nft": _program("nft"),
+    "seccomp": lambda: "Seccomp:" in _read("/proc/self/status"),
+    "rootfs": lambda: os.path.isfile(os.environ.get("MINIRUN_ROOTFS_TARBALL", "")),
+    "schema": lambda: os.path.isdir(os.environ.get("MINIRUN_OCI_SCHEMA", "")),
+    "vm": lambda: os.environ.get("MINIRUN_MUST_WORK") == "vm",
+    **{
+        name: _program(name)
+        for name in ("runc", "crun", "podman", "strace", "bwrap", "gcc", "setpriv", "unshare")
+    },
+}
+# Words that the promise `host` does not cover.
+ONLY_VM = {"vm", "limits", "podman", "crun"}
+
+
+def _kernel() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(char for char in minor if char.isdigit()) or 0)
+
+
+def missing(words: tuple[str, ...], kernel: tuple[int, int] | None) -> list[str]:
+    """Return what of `words` does not hold here; an unknown word raises."""
+    for word in words:
+        if word not in WORDS:
+            raise pytest.UsageError(f"BUG: requires({word!r}) is not a known word")
+    lacking = [word for word in words if not WORDS[word]()]
+    if kernel is not None and _kernel() < kernel:
+        lacking.append(f"kernel {kernel[0]}.{kernel[1]}")
+    return lacking
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    marks = list(item.iter_markers("requires"))
+    if item.get_closest_marker("vm"):
+        marks.append(pytest.mark.requires("vm").mark)
+    for mark in marks:
+        lacking = missing(mark.args, mark.kwargs.get("kernel"))
+        if lacking:
+            reason = f"needs {', '.join(lacking)}"
+            if _promised(lacking):
+                pytest.fail(f"{reason}, which this environment promises", pytrace=False)
+            pytest.skip(reason)
+
+
+def _promised(lacking: list[str]) -> bool:
+    promise = os.environ.get("MINIRUN_MUST_WORK", "")
+    if promise == "host":
+        return not ONLY_VM & set(lacking)
+    return bool(promise)
+
+
+# ---------------------------------------------------------------- nothing is left
+
+
+def _cgroups() -> set[str]:
+    found = set()
+    for directory, _names, _files in os.walk(CGROUP):
+        if "/minirun" in directory:
+            found.add(directory)
+    return found
+
+
+def _lines(*command: str) -> set[str]:
+    if shutil.which(command[0]) is None:
+        return set()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return set(done.stdout.splitlines())
+
+
+def _mounts() -> set[str]:
+    """Mount points, without the numbers that change when something else mounts."""
+    found = set()
+    for line in _read("/proc/self/mountinfo").splitlines():
+        fields = line.split()
+        found.add(f"{fields[4]} {fields[fields.index('-') + 1]}")
+    return found
+
+
+def _processes() -> set[str]:
+    """Processes that bear our name, and children of this test run."""
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            comm = _read(f"/proc/{name}/comm").strip()
+            if comm.startswith("minirun"):
+                found.add(f"{name} {comm}")
+    return found
+
+
+def _listing(path: str) -> set[str]:
+    try:
+        return {f"{path}/{name}" for name in os.listdir(path) if not name.startswith(".")}
+    except FileNotFoundError:
+        return set()
+
+
+def snapshot() -> dict[str, set[str]]:
+    """What of the machine a test may leave behind."""
+    return {
+        "mount": _mounts(),
+        "cgroup": _cgroups(),
+        "link": {line.split()[0] for line in _lines("ip", "-br", "link")},
+        "nft table": _lines("nft", "list", "tables"),
+        "network namespace": _listing("/run/netns"),
+        "container": _listing("/run/minirun"),
+        "process": _processes(),
+        "descriptor": {str(len(os.listdir("/proc/self/fd")))},
+    }
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a privileged test that leaves a mount, cgroup, link, rule, state, fd or process."""
+    if "privileged" not in str(request.node.path) or os.geteuid() != 0:
+        yield
+        return
+    before = snapshot()
+    yield
+    after = snapshot()
+    left = {kind: sorted(after[kind] - before[kind]) for kind in before}
+    left.pop("descriptor") if after["descriptor"] <= before["descriptor"] else None
+    told = {kind: names for kind, names in left.items() if names}
+    if told:
+        pytest.fail(f"left behind: {told}", pytrace=False)
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """The fast ones first."""
+    items.sort(key=lambda item: bool(item.get_closest_marker("slow")))
