@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 
 from minirun.errors import MinirunError
-from minirun.rootfs import busybox, change, install, pull, store
+from minirun.rootfs import busybox, change, download, install, pull, store
 from minirun.rootfs.remove import remove_tree
 
 pytestmark = pytest.mark.requires("root")
@@ -233,16 +233,26 @@ def test_a_cut_download_without_a_length_is_refused_by_its_checksum(
     assert left(data) == []
 
 
-def test_a_list_without_end_is_refused(mirror: Mirror, data: Path) -> None:
-    def endless(request: http.server.BaseHTTPRequestHandler) -> None:
-        request.send_response(200)
-        request.end_headers()
-        try:
-            while True:
-                request.wfile.write(b"#" * 65536)
-        except OSError:
-            pass  # the client has hung up, as it should
+def endless(request: http.server.BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.end_headers()
+    try:
+        for _ in range(1000):
+            request.wfile.write(b"#" * 65536)
+    except OSError:
+        pass  # the client has hung up, as it should
 
+
+def test_an_archive_without_end_is_not_read_to_it(mirror: Mirror, tmp_path: Path) -> None:
+    mirror.files["/alpine/x"] = endless
+    fd = os.open(tmp_path / "x", os.O_RDWR | os.O_CREAT)
+    with pytest.raises(MinirunError, match="is larger than 1000000 bytes"):
+        download.save(f"{mirror.url}/x", fd, lambda done, total: None, limit=1_000_000)
+    assert os.fstat(fd).st_size < 2_000_000
+    os.close(fd)
+
+
+def test_a_list_without_end_is_refused(mirror: Mirror, data: Path) -> None:
     mirror.files[f"/alpine/latest-stable/releases/{ARCH}/latest-releases.yaml"] = endless
     with pytest.raises(MinirunError, match="is larger than 1048576 bytes"):
         get(mirror, data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -163,25 +164,35 @@ def test_finding_loads_nothing_heavy() -> None:
     assert "minirun.rootfs.store" in loaded and not heavy.intersection(loaded)
 
 
-def test_removing_follows_no_link_and_does_not_mind_depth(tmp_path: Path) -> None:
+def test_removing_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "keep").mkdir()
     (tmp_path / "keep/file").write_text("")
+    for number in range(3):
+        (tmp_path / f"tree/{number}/x").mkdir(parents=True)
+        (tmp_path / f"tree/{number}/x/link").symlink_to("../../../keep")
     top = os.open(tmp_path, os.O_RDONLY)
-    os.mkdir("tree", dir_fd=top)
-    os.symlink("../keep", "tree/link", dir_fd=top)
-    fd = os.open("tree", os.O_RDONLY, dir_fd=top)
-    for _ in range(1500):  # deeper than descriptors and Python's stack would go
-        os.symlink("../../keep", "link", dir_fd=fd) if _ else None
-        os.mkdir("d" * 20, dir_fd=fd)
-        below = os.open("d" * 20, os.O_RDONLY, dir_fd=fd)
-        os.close(fd)
-        fd = below
-    os.close(fd)
     remove_tree(top, "tree")
     remove_tree(top, "tree")  # gone already
     os.close(top)
     assert sorted(os.listdir(tmp_path)) == ["keep"]
     assert os.listdir(tmp_path / "keep") == ["file"]
+
+
+def test_removing_does_not_mind_depth(tmp_path: Path) -> None:
+    # Not too deep for pytest to clean up; deep enough for a descriptor or a frame per level.
+    deep = tmp_path / "tree" / "/".join("d" * 300)
+    deep.mkdir(parents=True)
+    top = os.open(tmp_path, os.O_RDONLY)
+    limit, depth = resource.getrlimit(resource.RLIMIT_NOFILE), sys.getrecursionlimit()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (top + 20, limit[1]))
+        sys.setrecursionlimit(200)
+        remove_tree(top, "tree")
+    finally:
+        sys.setrecursionlimit(depth)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        os.close(top)
+    assert os.listdir(tmp_path) == []
 
 
 def test_lower_directories_of_overlays_are_read_as_the_kernel_writes_them() -> None:
