@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from minirun.errors import DoesNotExist
+from minirun.errors import DoesNotExist, MinirunError
 from minirun.jsontext import dumps
 from minirun.network import address
 from minirun.network.leases import Lease, Network, State, peek
@@ -179,7 +179,21 @@ def _notes(state: State) -> list[str]:
             "containers with NET_RAW can forge their neighbours' addresses: "
             "the kernel lacks nf_tables for bridges"
         )
+    notes += [
+        f"nft chain {chain} drops forwarded packets by its policy; allow the bridge in it, with "
+        "Docker by: iptables -I DOCKER-USER -i minirun0 -j ACCEPT, and the same with -o"
+        for chain in _foreign_drops()
+    ]
     return notes
+
+
+def _foreign_drops() -> list[str]:
+    from minirun.network import firewall
+
+    try:
+        return firewall.foreign_drops()
+    except MinirunError:
+        return []  # the notes are an extra; not everybody may ask nft
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -324,6 +324,8 @@ def release(host: Host, name: str, lease: Lease) -> None:
         state = state.replace(opened=())
     try:
         firewall.apply(state)
+        if any(publish.protocol == "udp" for publish in lease.publish):
+            veth.forget_udp(lease.address)
     finally:
         host.save(state)
         tell_names(network)

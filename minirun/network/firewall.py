@@ -12,6 +12,7 @@ import os
 import subprocess
 
 from minirun.errors import MinirunError, Unsupported
+from minirun.jsontext import loads
 from minirun.network import address
 
 TYPE_CHECKING = False
@@ -209,3 +210,29 @@ def _nft(script: str) -> str:
         raise MinirunError(f"nft did not answer within {_TIMEOUT} s") from None
     words = " ".join(done.stderr.decode("utf-8", "replace").split())
     return (words or f"exit status {done.returncode}") if done.returncode else ""
+
+
+def foreign_drops() -> list[str]:
+    """Name the chains of others that drop what is forwarded unless they allow it.
+
+    A packet has to pass every table's chains: Docker's and ufw's policy drops what minirun's table
+    lets through. Raises MinirunError if nft cannot be asked.
+    """
+    done = subprocess.run(
+        [find_nft(), "-j", "list", "chains"],
+        capture_output=True,
+        timeout=_TIMEOUT,
+        env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        check=False,
+    )
+    if done.returncode:
+        words = " ".join(done.stderr.decode("utf-8", "replace").split())
+        raise MinirunError(f"nft cannot list chains: {words[:300]}")
+    chains = [entry.get("chain", {}) for entry in loads(done.stdout, "nft")["nftables"]]
+    return [
+        f"{chain['family']} {chain['table']} {chain['name']}"
+        for chain in chains
+        if chain.get("hook") == "forward"
+        and chain.get("policy") == "drop"
+        and chain["family"] in ("ip", "inet")
+    ]

@@ -45,6 +45,6 @@ def put(family: str, interface: str, key: str, value: str) -> bool:
             return False
         raise MinirunError(
             f"cannot write {value} to {path}: {os.strerror(error.errno or 0)}",
-            cause="/proc/sys is mounted read-only" * (error.errno == errno.EROFS),
+            cause="/proc/sys is mounted read-only" if error.errno == errno.EROFS else "",
         ) from error
     return True

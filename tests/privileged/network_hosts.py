@@ -45,6 +45,8 @@ import socket, sys
 address, port, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM)
 s.settimeout(float(sys.argv[4]))
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind(("", int(sys.argv[5])))
 try:
     s.connect((address, port))
     if kind == "udp":
@@ -122,9 +124,12 @@ class Namespace:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
 
-    def ask(self, where: str, port: int, kind: str = "tcp", timeout: float = 5) -> str:
-        """Connect and return the server's `PORT PEER`, or `no: REASON`."""
-        argv = (sys.executable, "-ISc", CLIENT, where, str(port), kind, str(timeout))
+    def ask(
+        self, where: str, port: int, kind: str = "tcp", *, timeout: float = 5, source: int = 0
+    ) -> str:
+        """Connect, from port `source`, and return the server's `PORT PEER`, or `no: REASON`."""
+        numbers = (str(timeout), str(source))
+        argv = (sys.executable, "-ISc", CLIENT, where, str(port), kind, *numbers)
         return self.run(*argv).stdout
 
     def refused(self, where: str, port: int, kind: str = "tcp") -> bool:

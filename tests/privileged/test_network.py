@@ -6,6 +6,8 @@ asked of the kernel: ip -j, nft -j, /proc/sys, and connections between the names
 
 from __future__ import annotations
 
+import sys
+
 import network_hosts
 import pytest
 from network_hosts import Host, Namespace
@@ -149,6 +151,21 @@ def test_a_taken_port_names_its_holder(host: Host) -> None:
     assert second.attach().returncode == 0
 
 
+def test_a_udp_client_that_goes_on_reaches_the_next_container(host: Host) -> None:
+    first = host.attached("first", publish=[_udp(5353, 53)])
+    first.serve(53, kind="udp")
+    host.attached("keeps-the-network")
+    assert host.ask("127.0.0.1", 5353, "udp", source=4444).startswith("53 ")
+    assert first.detach().returncode == 0
+    second = host.attached("second", publish=[_udp(5353, 54)])
+    second.serve(54, kind="udp")
+    assert host.ask("127.0.0.1", 5353, "udp", source=4444).startswith("54 ")
+
+
+def _udp(outside_: int, inside: int) -> dict[str, object]:
+    return {"hostPort": outside_, "containerPort": inside, "protocol": "udp"}
+
+
 # ---- the way out ----
 
 
@@ -201,3 +218,16 @@ def test_forwarding_switched_on_later_is_left_to_who_did(host: Host, outside: Na
 def test_the_mtu_is_the_uplinks(host: Host, outside: Namespace) -> None:
     host.run("ip", "link", "set", "up0", "mtu", "1450")
     assert host.attached("web").links()["eth0"]["mtu"] == 1450
+
+
+def test_inspect_says_who_else_drops(host: Host) -> None:
+    host.attached("web", publish=[{"hostPort": 8080, "containerPort": 80}])
+    argv = (sys.executable, "-m", "minirun", "network", "inspect", "--state-dir", host.state_dir)
+    said = host.run(*argv, "web").stdout
+    assert "127.0.0.1:8080:80/tcp (from this host only)" in said
+    assert "note:" not in said
+    chain = "FORWARD { type filter hook forward priority 0; policy %s; }"
+    host.run("nft", f"add table ip filter; add chain ip filter {chain % 'accept'}")
+    assert "note:" not in host.run(*argv, "web").stdout
+    host.run("nft", f"add chain ip filter {chain % 'drop'}")
+    assert "note: nft chain ip filter FORWARD drops" in host.run(*argv, "web").stdout

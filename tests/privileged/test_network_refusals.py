@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -9,7 +10,8 @@ import network_hosts
 import pytest
 from network_hosts import Host, Namespace
 
-from minirun.network import address
+from minirun.errors import NotRunning
+from minirun.network import address, netns
 
 host = network_hosts.host
 outside = network_hosts.outside
@@ -136,6 +138,26 @@ def test_a_process_that_is_gone_is_refused(host: Host) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "is gone" in done.stderr
     host.assert_as_before()
+
+
+def test_a_process_that_goes_while_it_is_looked_at(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pid may be another's by the time that /proc/PID is opened."""
+    web = host.container("web")
+    real = netns._open_of
+
+    def late(pid: int) -> int:
+        fd = real(pid)
+        web.kill()  # and reaped: from now on the pid is free
+        return fd
+
+    monkeypatch.setattr(netns, "_open_of", late)
+    monkeypatch.setattr(netns, "start_time", lambda _pid: 1)  # as of who has the pid now
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(NotRunning):
+        netns.of_process(web.pid)
+    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.parametrize(
