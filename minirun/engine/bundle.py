@@ -54,7 +54,7 @@ def prepare(options: Options, cid: str, command: Sequence[str]) -> Prepared:
             fix="run it with sudo",
         )
     places.make(data)
-    bundle = _make_bundle(data, cid)
+    bundle = _make_bundle(data, cid, options.root)
     try:
         _fill(request, data, bundle, lower)
     except BaseException:
@@ -76,9 +76,14 @@ def discard(bundle: str) -> bool:
     return True
 
 
-def discard_leftover(cid: str) -> bool:
-    """Remove the bundle of a container that has no state; tell whether there was one."""
-    return discard(f"{places.containers(places.data())}/{places.check_id(cid)}")
+def discard_leftover(cid: str, root: str | None = None) -> bool:
+    """Remove the bundle of a container that has no state; tell whether there was one.
+
+    `root` is --root as it was given, None for the default: a bundle made for another state
+    directory may be that of a container which runs, and is left.
+    """
+    path = f"{places.containers(places.data())}/{places.check_id(cid)}"
+    return places.belongs(path, root) and discard(path)
 
 
 def managed(annotations: Mapping[str, str], bundle: str) -> bool:
@@ -106,14 +111,14 @@ def _remove(data: str, cid: str) -> None:
     idrange.release(places.idranges(data), cid)
 
 
-def _make_bundle(data: str, cid: str) -> str:
+def _make_bundle(data: str, cid: str, root: str | None) -> str:
     try:
-        return places.make_bundle(data, cid)
+        return places.make_bundle(data, cid, root)
     except AlreadyExists:
         if not places.survived_boot(f"{places.containers(data)}/{cid}"):
             raise
     _remove(data, cid)
-    return places.make_bundle(data, cid)
+    return places.make_bundle(data, cid, root)
 
 
 def _tree(data: str, rootfs: str) -> str:

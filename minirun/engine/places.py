@@ -78,10 +78,11 @@ def make_directory(path: str, mode: int) -> None:
     os.chmod(path, mode)
 
 
-def make_bundle(data_: str, cid: str) -> str:
+def make_bundle(data_: str, cid: str, root: str | None = None) -> str:
     """Make the directory of a new container's bundle; return its path.
 
-    Raises AlreadyExists when the ID has one since this boot.
+    `root` is the state directory that the container will be in, None for the default one. Raises
+    AlreadyExists when the ID has a bundle since this boot.
     """
     path = f"{containers(data_)}/{cid}"
     try:
@@ -92,8 +93,12 @@ def make_bundle(data_: str, cid: str) -> str:
             cause=f"{path} is there",
             fix=f"minirun delete --force {cid}, or choose another ID",
         ) from None
-    write(f"{path}/boot", boot_id())
+    write(f"{path}/boot", boot_id() + _root_line(root))
     return path
+
+
+def _root_line(root: str | None) -> str:
+    return os.path.abspath(root) + "\n" if root else ""
 
 
 def survived_boot(path: str) -> bool:
@@ -101,14 +106,29 @@ def survived_boot(path: str) -> bool:
 
     State and mounts are gone then, so nothing of the container lives.
     """
+    found = _origin(path)
+    return bool(found) and not found.startswith(boot_id())
+
+
+def belongs(path: str, root: str | None) -> bool:
+    """Tell whether the bundle `path` was made for the state directory `root` (None: the default).
+
+    One whose making was cut short before it could say so belongs to whoever asks.
+    """
+    found = _origin(path)
+    return not found or found.partition("\n")[2] == _root_line(root)
+
+
+def _origin(path: str) -> str:
+    """Read in which boot, and for which state directory, a bundle was made; "" when not known."""
     try:
         fd = os.open(f"{path}/boot", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return False
+            return ""
         raise
     try:
-        return os.fsdecode(os.read(fd, 256)) != boot_id()
+        return os.fsdecode(os.read(fd, 8192))
     finally:
         os.close(fd)
 

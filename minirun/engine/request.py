@@ -51,8 +51,7 @@ class Request:
         self.capabilities = security.capabilities(options.cap_add, options.cap_drop)
         self.user_namespace = _choice("userns", options.userns, "auto", ("auto", "host"))
         self.time_namespace = (
-            _choice("timens", options.timens, "private", ("private", "host"))
-            == "private"
+            _choice("timens", options.timens, "private", ("private", "host")) == "private"
         )
         self.network, self.network_path = _network(options.network)
         self.attach = _attach(options, cid, self)

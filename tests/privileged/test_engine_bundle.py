@@ -26,7 +26,7 @@ from minirun.errors import AlreadyExists, MinirunError, UsageError
 from minirun.kernel import mount as m
 from minirun.kernel.unshare import CLONE_NEWNS, setns, unshare
 
-pytestmark = pytest.mark.requires("root", "overlay", "userns")
+pytestmark = pytest.mark.requires("root", "overlay", "userns", "rootfs")
 
 TARBALL = os.environ.get("MINIRUN_ROOTFS_TARBALL", "")
 MAIN = str(Path(__file__).parents[2] / "minirun" / "__main__.py")
@@ -53,8 +53,6 @@ true
 @pytest.fixture(scope="module")
 def tree() -> Iterator[Path]:
     """A root filesystem, and a mount namespace with a cgroup v2 tree to use it in."""
-    if not TARBALL:
-        pytest.skip("MINIRUN_ROOTFS_TARBALL names no root filesystem")
     # Not below pytest's own directory: the root of a user namespace must be able to walk here.
     base = Path(tempfile.mkdtemp(prefix="minirun-test-", dir="/var/tmp"))
     base.chmod(0o711)
@@ -347,6 +345,7 @@ def test_what_was_killed_half_way_is_removed_by_its_id(tree: Path, data: Path) -
     assert any(str(data) in line for line in mounts())
     with pytest.raises(AlreadyExists):
         prepare(tree)
+    assert not bundle.discard_leftover("web", "/run/another/root")
     assert bundle.discard_leftover("web")
     assert not any(str(data) in line for line in mounts())
     assert not bundle.discard_leftover("web")
@@ -432,8 +431,6 @@ def probe(
 ) -> dict[str, str]:
     """Prepare, run, and read the KEY=VALUE lines that the container printed."""
     if runtime == "runc":
-        if not shutil.which("runc"):
-            pytest.skip("runc is not installed")
         flags = (*flags, "--timens", "host")  # runc knows time namespaces since 1.2
     prepared = prepare(tree, *flags, command=command)
     done = run(prepared, runtime, f"test-{os.getpid()}")
@@ -441,7 +438,7 @@ def probe(
     return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
 
 
-@pytest.fixture(params=["runc", "minirun"])
+@pytest.fixture(params=[pytest.param("runc", marks=pytest.mark.requires("runc")), "minirun"])
 def runtime(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -528,6 +525,7 @@ echo "flags=$(grep ' /data ' /proc/self/mountinfo | cut -d' ' -f6)"
     assert {"nosuid", "nodev"} <= set(found["flags"].split(","))
 
 
+@pytest.mark.requires("runc")
 @pytest.mark.usefixtures("data")
 def test_a_volume_under_runc_is_as_closed(tree: Path, volume: Path) -> None:
     script = """

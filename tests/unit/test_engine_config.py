@@ -27,7 +27,7 @@ NINE = [
 
 @pytest.fixture(autouse=True)
 def unified(monkeypatch: pytest.MonkeyPatch) -> None:
-    tree = Hierarchy("/sys/fs/cgroup", "unified", ("cpu", "io", "memory", "pids"), (), "/")
+    tree = Hierarchy("/sys/fs/cgroup", "unified", ("cpu", "io", "memory", "pids"))
     monkeypatch.setattr(limits, "hierarchy", lambda: tree)
 
 

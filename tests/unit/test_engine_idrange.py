@@ -109,10 +109,23 @@ def test_a_bundle_of_an_earlier_boot_is_known(tmp_path: Path) -> None:
     places.make(data)
     made = places.make_bundle(data, "web")
     assert not places.survived_boot(made)
-    Path(made, "boot").write_text("another\n")
+    Path(made, "boot").write_text("another\n/run/x\n")
     assert places.survived_boot(made)
     Path(made, "boot").unlink()
     assert not places.survived_boot(made)
+
+
+def test_a_bundle_of_another_state_directory_is_known(tmp_path: Path) -> None:
+    data = str(tmp_path)
+    places.make(data)
+    default = places.make_bundle(data, "default")
+    other = places.make_bundle(data, "other", "/run/other/")
+    assert places.belongs(default, None)
+    assert not places.belongs(default, "/run/other")
+    assert places.belongs(other, "/run/other")
+    assert not places.belongs(other, None)
+    Path(other, "boot").unlink()
+    assert places.belongs(other, None)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from minirun.kernel import capability
 from minirun.spec import Resources
 
 ALL = ("cpu", "cpuset", "io", "memory", "pids")
-UNIFIED = Hierarchy("/sys/fs/cgroup", "unified", ALL, (), "/")
-HYBRID = Hierarchy("/sys/fs/cgroup", "hybrid", (), ALL, None)
+UNIFIED = Hierarchy("/sys/fs/cgroup", "unified", ALL, own="/")
+HYBRID = Hierarchy("/sys/fs/cgroup", "hybrid", (), ALL)
 MIB = 1 << 20
 
 
