@@ -33,14 +33,17 @@ def resolv_conf(
     search: Sequence[str] = (),
     options: Sequence[str] = (),
     sources: Sequence[str] = (HOST_RESOLV_CONF, RESOLVED_CONF),
+    shares_host: bool = False,
 ) -> str:
     """Give a container's resolv.conf: the host's, with what is given in its place.
 
     Servers that a container cannot reach are left out: loopback ones, which are stubs of the
     host's, and IPv6 ones. If the first of `sources` has no other, the next is asked. `search` of
-    (".",) means none.
+    (".",) means none. With `shares_host` the container is in the host's network and can reach all.
     """
-    found = _reachable(sources) if not (servers and search and options) else ([], [], [])
+    found = (
+        _reachable(sources, shares_host) if not (servers and search and options) else ([], [], [])
+    )
     used = list(servers) or found[0]
     domains = [name for name in (list(search) or found[1]) if name != "."]
     lines = [f"nameserver {server}" for server in used]
@@ -55,10 +58,10 @@ def resolv_conf(
     return "".join(line + "\n" for line in lines)
 
 
-def _reachable(sources: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+def _reachable(sources: Sequence[str], everything: bool) -> tuple[list[str], list[str], list[str]]:
     first: tuple[list[str], list[str], list[str]] | None = None
     for path in sources:
-        found = parse_resolv_conf(_read(path))
+        found = parse_resolv_conf(_read(path), everything)
         if found[0]:
             # The stub's file holds the same search list, and options of its own (edns0 trust-ad).
             return found if first is None else (found[0], found[1] or first[1], found[2])
@@ -66,8 +69,13 @@ def _reachable(sources: Sequence[str]) -> tuple[list[str], list[str], list[str]]
     return first or ([], [], [])
 
 
-def parse_resolv_conf(text: str) -> tuple[list[str], list[str], list[str]]:
-    """Read (servers that a container can reach, search list, options). Source: resolv.conf(5)."""
+def parse_resolv_conf(
+    text: str, everything: bool = False
+) -> tuple[list[str], list[str], list[str]]:
+    """Read (servers that a container can reach, search list, options). Source: resolv.conf(5).
+
+    `everything` keeps the other servers too.
+    """
     servers: list[str] = []
     search: list[str] = []
     options: list[str] = []
@@ -75,8 +83,8 @@ def parse_resolv_conf(text: str) -> tuple[list[str], list[str], list[str]]:
         words = [word for word in line.split() if all("!" <= char <= "~" for char in word)]
         if len(words) < 2 or words[0][0] in "#;":
             continue
-        if words[0] == "nameserver" and _can_reach(words[1]) and words[1] not in servers:
-            servers.append(words[1])
+        if words[0] == "nameserver" and words[1] not in servers:
+            servers += [words[1]] if everything or _can_reach(words[1]) else []
         elif words[0] in ("search", "domain"):
             search = words[1:]  # the last one wins
         elif words[0] == "options":

@@ -191,16 +191,19 @@ def decode(text: str) -> Request:
         raise UsageError(f"network request: {error.path}: {error.problem}") from None
 
 
-def files(request: Request, bundle_dir: str) -> list[dict[str, Any]]:
+def files(request: Request, bundle_dir: str, *, shares_host: bool = False) -> list[dict[str, Any]]:
     """Write resolv.conf, hosts and hostname into the bundle; give their mounts for config.json.
 
-    The mounts are read-only: attach rewrites hosts in place when others come and go. Raises
+    The mounts are read-only: attach rewrites hosts in place when others come and go. With
+    `shares_host` (no network of its own) the host's name servers are kept as they are. Raises
     UsageError for a request that cannot be, MinirunError if a file cannot be written.
     """
     request = check(request)
     bundle = os.path.realpath(bundle_dir)
     content = {
-        "resolv.conf": names.resolv_conf(request.dns, request.dns_search, request.dns_options),
+        "resolv.conf": names.resolv_conf(
+            request.dns, request.dns_search, request.dns_options, shares_host=shares_host
+        ),
         "hosts": names.hosts_text(
             "", request.hostname, request.container, extra=request.extra_hosts
         ),

@@ -35,6 +35,12 @@ def test_servers_out_of_reach_are_left_out(tmp_path: Path) -> None:
     assert names.resolv_conf(sources=_conf(tmp_path, text)) == "nameserver 192.0.2.1\n"
 
 
+def test_in_the_hosts_network_its_stub_is_reached(tmp_path: Path) -> None:
+    sources = _conf(tmp_path, STUB, "nameserver 192.0.2.1\n")
+    text = names.resolv_conf(sources=sources, shares_host=True)
+    assert text.startswith("nameserver 127.0.0.53\n") and "192.0.2.1" not in text
+
+
 def test_no_server_is_no_public_one(tmp_path: Path) -> None:
     text = names.resolv_conf(sources=[*_conf(tmp_path, STUB), "/nonexistent"])
     assert "nameserver" not in text
