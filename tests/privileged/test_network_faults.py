@@ -114,7 +114,7 @@ def test_containers_that_died_are_swept(host: Host) -> None:
     host.assert_as_before()
 
 
-RUNC_PROGRAM = """
+PROGRAM = """
 import os, socket
 s = socket.create_server(("0.0.0.0", 80))
 c, _ = s.accept()
@@ -123,7 +123,8 @@ c.sendall(repr([open(f"/etc/{n}").read() for n in ("hosts", "resolv.conf", "host
 
 
 @pytest.mark.requires("runc")
-def test_another_runtime_gives_the_same_network(host: Host) -> None:
+@pytest.mark.parametrize("runtime", [("runc",), (sys.executable, "-m", "minirun")])
+def test_every_runtime_gives_the_same_network(host: Host, runtime: tuple[str, ...]) -> None:
     """The hooks and mounts are in the bundle: whoever runs it gets the container connected."""
     bundle = host.directory / "bundle"
     (bundle / "rootfs").mkdir(parents=True)
@@ -143,14 +144,15 @@ def test_another_runtime_gives_the_same_network(host: Host) -> None:
         for path in ("/usr", "/lib", "/lib64", "/bin")
         if not os.path.islink(path)
     ]
-    config["process"].update(terminal=False, args=["/usr/bin/python3", "-ISc", RUNC_PROGRAM])
+    config["process"].update(terminal=False, args=["/usr/bin/python3", "-ISc", PROGRAM])
     config["process"]["capabilities"]["bounding"].append("CAP_NET_BIND_SERVICE")
     config["linux"].pop("resources", None)
     (bundle / "config.json").write_text(json.dumps(config))
-    runc = ["runc", "--root", str(host.directory / "runc"), "run", "-b", str(bundle), "web"]
+    words = ("--root", str(host.directory / "root"), "run", "-b", str(bundle), "web")
     running = subprocess.Popen(
-        host.command(*runc), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+        host.command(*runtime, *words), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, env=ENVIRONMENT,
+    )  # fmt: skip
     answer = "no:"
     while answer.startswith("no:") and running.poll() is None:
         answer = host.ask("127.0.0.1", 8080)
