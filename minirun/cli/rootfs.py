@@ -10,6 +10,7 @@ import time
 from contextlib import closing
 
 import click
+from click.shell_completion import CompletionItem
 
 from minirun import jsontext
 from minirun.errors import MinirunError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _LINE_EVERY = 5.0  # seconds between two lines of progress where there is no terminal
+_BAR_AFTER = 0.3
 _PADDING = 3
 
 
@@ -180,8 +182,19 @@ def list_(format_: str, quiet: bool, data: str) -> None:
         click.echo(line.rstrip())
 
 
+def _complete_name(
+    ctx: click.Context, _param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    data = store.data_directory(ctx.params.get("data") or None, os.environ)
+    try:
+        names = store.names(store.base_directory(data))
+    except MinirunError:
+        return []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
 @rootfs.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", shell_complete=_complete_name, nargs=-1, required=True, metavar="NAME...")
 @_quiet
 @_data
 def rm(names: tuple[str, ...], quiet: bool, data: str) -> None:
@@ -265,24 +278,32 @@ class _Lines(install.Listener):
 
 
 class _Bar(_Lines):
-    """Tells on a terminal, with a bar while a download runs."""
+    """Tells on a terminal, with a bar for what takes longer than a blink."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.what = ""
+        self.since = 0.0
         self.bar: Any = None
 
     def progress(self, what: str, done: int, total: int) -> None:
-        if self.bar is None:
+        if what != self.what:
+            self.close()
+            self.what, self.since = what, time.monotonic()
+        if self.bar is None and time.monotonic() - self.since > _BAR_AFTER:
             self.bar = _make_bar()
             self.task = self.bar.add_task(what, total=total or None)
             self.bar.start()
-        self.bar.update(self.task, completed=done)
-        if total and done >= total:
-            self.close()
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done)
 
     def note(self, text: str) -> None:
         self.close()
         super().note(text)
+
+    def warn(self, text: str) -> None:
+        self.close()
+        super().warn(text)
 
     def close(self) -> None:
         if self.bar is not None:

@@ -51,9 +51,10 @@ class ArchiveError(MinirunError):
 class _Source:
     """The file as it is, counted and hashed as it is read."""
 
-    def __init__(self, fd: int, algorithm: str) -> None:
+    def __init__(self, fd: int, progress: Callable[[int], None]) -> None:
         self.fd = fd
-        self.hash = hashlib.new(algorithm)
+        self.progress = progress
+        self.hash = hashlib.sha256()
         self.count = 0
         self.ahead = b""
 
@@ -73,6 +74,7 @@ class _Source:
         chunk = os.read(self.fd, size)
         self.hash.update(chunk)
         self.count += len(chunk)
+        self.progress(self.count)
         return chunk
 
 
@@ -168,12 +170,15 @@ _COMPRESSIONS: tuple[tuple[bytes, Callable[[], Any]], ...] = (
 class Archive:
     """A tar archive read once from start to end: call `next_entry` until None, then `finish`.
 
-    `fd` stays the caller's. `limit` bounds the bytes after decompression. All methods raise
-    ArchiveError for damage and OSError if the file itself cannot be read.
+    `fd` stays the caller's. `limit` bounds the bytes after decompression; `progress` is told how
+    many bytes of the file were read. All methods raise ArchiveError for damage and OSError if the
+    file itself cannot be read.
     """
 
-    def __init__(self, fd: int, limit: int, algorithm: str = "sha256") -> None:
-        self.source = _Source(fd, algorithm)
+    def __init__(
+        self, fd: int, limit: int, progress: Callable[[int], None] = lambda count: None
+    ) -> None:
+        self.source = _Source(fd, progress)
         self.limit = limit
         self.position = 0
         self.budget = _HEADER_MAX
@@ -224,7 +229,7 @@ class Archive:
     def finish(self) -> str:
         """Read to the end of the file, which checks the compression's own checksum.
 
-        Returns the hexadecimal digest of the file as it was given.
+        Returns the hexadecimal SHA-256 digest of the file as it was given.
         """
         while self._guard(self._take, _CHUNK):
             pass

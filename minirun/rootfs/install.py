@@ -128,9 +128,16 @@ def install(
         check_digest(_digest(fd), order.sha256, source)
     if not order.replace and present(order) is not None:
         raise change.taken(order.name)
+    total = os.fstat(fd).st_size  # 0 for a pipe
     with change.Stage(order.data, order.name) as stage:
         try:
-            done = unpack(fd, stage.tree, max_bytes=order.max_bytes, max_entries=order.max_entries)
+            done = unpack(
+                fd,
+                stage.tree,
+                max_bytes=order.max_bytes,
+                max_entries=order.max_entries,
+                progress=lambda count: order.listener.progress("unpacking", count, total),
+            )
         except ArchiveError as error:
             raise MinirunError(
                 f"{source}: {error.message}", cause=error.cause, fix=error.fix

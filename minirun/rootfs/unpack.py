@@ -24,6 +24,10 @@ from minirun.kernel.path import (
 )
 from minirun.rootfs.archive import Archive, ArchiveError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _ID_MAX = (1 << 32) - 2  # chown(2) takes 2**32-1 for "leave as it is", which here would be root
 _PATH_MAX = 4096
 _DEPTH_MAX = 256
@@ -41,8 +45,11 @@ MAX_ENTRIES = 1_000_000
 
 
 class Unpacked:
-    """What was unpacked: the archive's `digest` in hex, `size` in bytes of files, `entries`;
-    `devices` and `attributes` are how many of these were left out; `top` the names at the top."""
+    """What was unpacked.
+
+    `digest` is the archive's SHA-256 in hex, `size` the bytes of its files; `devices` and
+    `attributes` are how many of these were left out; `top` are the names at the top.
+    """
 
     def __init__(self) -> None:
         self.digest = ""
@@ -59,15 +66,16 @@ def unpack(
     *,
     max_bytes: int = MAX_BYTES,
     max_entries: int = MAX_ENTRIES,
-    algorithm: str = "sha256",
+    progress: Callable[[int], None] = lambda count: None,
 ) -> Unpacked:
     """Unpack the archive that `archive_fd` gives into the empty directory `tree_fd`, as root.
 
+    `progress` is told how many bytes of the archive were read.
     Owners, modes with set-uid bits, times, `security.capability` and `user.*` attributes are kept.
     The caller owns both descriptors and throws the tree away if this raises: ArchiveError for what
     is refused, MinirunError naming the entry where the kernel refused.
     """
-    archive = Archive(archive_fd, max_bytes, algorithm)
+    archive = Archive(archive_fd, max_bytes, progress)
     unpacker = _Unpacker(archive, tree_fd, max_entries)
     try:
         while (entry := archive.next_entry()) is not None:

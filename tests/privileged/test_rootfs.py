@@ -6,6 +6,7 @@ tarball where $MINIRUN_ROOTFS_TARBALL names it, else a small one made here.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.server
 import io
@@ -29,7 +30,7 @@ from minirun.errors import MinirunError
 from minirun.rootfs import busybox, change, download, install, pull, store
 from minirun.rootfs.remove import remove_tree
 
-pytestmark = pytest.mark.requires("root")
+pytestmark = pytest.mark.requires("root", "unshare")
 
 PROJECT = Path(__file__).parents[2]
 ARCH = os.uname().machine
@@ -78,6 +79,7 @@ class Mirror:
                 pass
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = False  # so that close() waits for them
         self.url = f"http://127.0.0.1:{self.server.server_port}/alpine"
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
         self.thread.start()
@@ -322,6 +324,48 @@ def test_a_pinned_name_with_other_content_is_refused(data: Path, tmp_path: Path)
     with pytest.raises(MinirunError, match="checksum mismatch"):
         pull.pull("alpine", order, environ, arch="x86_64")
     assert left(data) == []
+
+
+def test_people_see_progress_and_the_advice_programs_do_not(
+    mirror: Mirror, data: Path, tarball: bytes
+) -> None:
+    def slow(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(tarball)))
+        request.end_headers()
+        step = len(tarball) // 4
+        for start in range(0, len(tarball), step):
+            request.wfile.write(tarball[start : start + step])
+            time.sleep(0.2)
+
+    mirror.files[mirror.publish(tarball)] = slow
+    arguments = command(data, "pull", "alpine", "--mirror", mirror.url)
+    for tail, status, words in [
+        ([], 0, [b"MiB", b"checksum verified", b"try it: sudo minirun run --rootfs alpine"]),
+        (["--sha256", "0" * 64], 1, [b"already exists", b"fix: ", b"--replace"]),
+    ]:
+        ours, theirs = os.openpty()
+        with subprocess.Popen(
+            [*arguments, *tail], stderr=theirs, stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(PROJECT), "TERM": "xterm", "COLUMNS": "80"},
+        ) as process:  # fmt: skip
+            os.close(theirs)
+            seen = read_terminal(ours)
+            assert process.wait(30) == status
+        os.close(ours)
+        assert all(word in seen for word in words), seen
+    quiet = run(data, "pull", "alpine", "--mirror", mirror.url, "-q")
+    assert (quiet.stdout, quiet.stderr) == ("alpine\n", "")
+
+
+def read_terminal(fd: int) -> bytes:
+    seen = b""
+    try:
+        while chunk := os.read(fd, 65536):
+            seen += chunk
+    except OSError as error:
+        assert error.errno == errno.EIO  # the other end was closed: pty(7)
+    return seen
 
 
 # What ends in the middle.

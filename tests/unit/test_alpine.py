@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from minirun.errors import MinirunError, UsageError
-from minirun.rootfs import alpine, busybox, download, install
+from minirun.rootfs import alpine, busybox, download, install, pull, store
 
 MIRROR = "https://mirror.test/alpine"
 ARCH = "x86_64"
@@ -149,6 +149,33 @@ def test_which_mirrors_nobody_can_tamper_with() -> None:
     assert download.is_private("http://[::1]:8/") and download.is_private("http://localhost/")
     assert not download.is_private("http://a.test/")
     assert not download.is_private("http://127.0.0.1.evil.test/")
+
+
+@pytest.mark.parametrize(
+    ("mirror", "sha256", "version", "warned"),
+    [
+        ("http://mirror.test", "", "3.99.1", True),
+        ("https://mirror.test", "", "3.99.1", False),
+        ("http://127.0.0.1:1", "", "3.99.1", False),
+        ("http://mirror.test", SHA256, "3.99.1", False),
+        ("http://mirror.test", "", "3.20.3", False),  # pinned
+    ],
+)
+def test_a_mirror_that_proves_nothing_is_warned_of(  # noqa: PLR0917
+    known: alpine.Catalogue,
+    monkeypatch: pytest.MonkeyPatch,
+    mirror: str,
+    sha256: str,
+    version: str,
+    warned: bool,
+) -> None:
+    warnings: list[str] = []
+    order = install.Order("/nowhere", "alpine", sha256=sha256)
+    monkeypatch.setattr(order.listener, "warn", warnings.append)
+    monkeypatch.setattr(install, "up_to_date", lambda *_: store.RootFS(name="alpine"))
+    monkeypatch.setattr(alpine.resolve, "__defaults__", (lambda _url: f"{SHA256} x".encode(),))
+    pull._from_mirror(known, mirror, version, ARCH, order)
+    assert [f"{mirror} is not encrypted" in text for text in warnings] == [True] * warned
 
 
 def test_digests_are_checked_for_their_form() -> None:
