@@ -10,9 +10,11 @@ killed half way: everything is found by the container's ID.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 
-from minirun import jsontext
+from minirun import inroot, jsontext
 from minirun.engine import config, defaults, idrange, overlay, places, users
 from minirun.engine import volumes as volumes_
 from minirun.engine.request import Request
@@ -165,9 +167,50 @@ def _fill(request: Request, data: str, bundle: str, tree: str) -> None:
 
 def _write(request: Request, place: config.Place, account: Account) -> None:
     place.files = plan.files(request.attach, place.bundle)
+    _drop_dangling(place)
     document = config.document(request, place, account)
     # Last: a bundle that has a config.json is whole.
     places.write(f"{place.bundle}/config.json", jsontext.dumps(document, "  ") + "\n")
+
+
+def _drop_dangling(place: config.Place) -> None:
+    """Take away links that lead nowhere where our files go, in the container's own layer.
+
+    Trees of distributions have /etc/resolv.conf as a link into /run, which is empty: nothing can be
+    mounted on that.
+    """
+    rootfd = os.open(f"{place.bundle}/rootfs", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for entry in place.files:
+            path = str(entry["destination"])
+            if not _leads_nowhere(rootfd, path):
+                continue
+            parent = inroot.open_path(rootfd, os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
+            try:
+                os.unlink(os.path.basename(path), dir_fd=parent)
+            finally:
+                os.close(parent)
+    finally:
+        os.close(rootfd)
+
+
+def _leads_nowhere(rootfd: int, path: str) -> bool:
+    try:
+        os.close(inroot.open_path(rootfd, path))
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            return False  # the runtime meets the same, and says it better
+    try:
+        link = inroot.open_path(rootfd, path, os.O_PATH | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
+        raise
+    try:
+        return stat.S_ISLNK(os.fstat(link).st_mode)
+    finally:
+        os.close(link)
 
 
 def _user_namespace(

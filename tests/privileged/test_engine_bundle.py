@@ -550,6 +550,29 @@ def test_a_device_works(tree: Path, runtime: str) -> None:
 
 
 @pytest.mark.usefixtures("data")
+def test_links_that_lead_nowhere_are_not_in_the_way(tree: Path, runtime: str) -> None:
+    hostile = tree.parent / "hostile"
+    shutil.copytree(tree, hostile, symlinks=True)
+    for name, target in (
+        ("resolv.conf", "../run/systemd/resolve/stub-resolv.conf"),
+        ("hosts", "hosts"),
+        ("hostname", f"{tree.parent}/new"),
+    ):
+        (hostile / "etc" / name).unlink(missing_ok=True)
+        (hostile / "etc" / name).symlink_to(target)
+    before = snapshot(hostile)
+    script = 'for n in resolv.conf hosts hostname; do echo "$n=$(head -c 1 /etc/$n | wc -c)"; done'
+    try:
+        found = probe(hostile, runtime, command=("sh", "-c", script))
+        assert found == dict.fromkeys(("resolv.conf", "hosts", "hostname"), "1")
+        assert snapshot(hostile) == before
+        assert not (tree.parent / "new").exists()
+    finally:
+        bundle.discard_leftover("web")
+        shutil.rmtree(hostile)
+
+
+@pytest.mark.usefixtures("data")
 def test_own_files_do_not_follow_the_trees_links(tree: Path, runtime: str) -> None:
     canary = tree.parent / "canary"
     canary.mkdir()
