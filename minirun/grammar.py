@@ -61,8 +61,9 @@ class RootfsOption(Option):
 class Verb:
     """One verb: what it takes, and where its function is (`module:function`, loaded when called).
 
-    `usage` names the positionals; between `least` and `most` of them (None: any number) are
-    accepted. With `stop`, everything after the first positional is passed on as it is.
+    `usage` names the positionals, one line for each way to call it; between `least` and `most` of
+    them (None: any number) are accepted. With `stop`, everything after the first positional is
+    passed on as it is.
     """
 
     def __init__(

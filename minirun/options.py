@@ -204,7 +204,7 @@ _ALL = (
     Verb(
         "exec",
         "run another process in a container",
-        "<container-id> <command> [argument...]  |  -p process.json <container-id>",
+        "<container-id> <command> [argument...]\n--process FILE [options] <container-id>",
         "minirun.cli.exec:exec_",
         (
             *_CONSOLE,
@@ -230,7 +230,7 @@ _ALL = (
     Verb("state", "show a container's state as JSON", _ID, f"{_OCI}:state"),
     Verb(
         "kill",
-        "send a signal to a container's first process (default: SIGTERM)",
+        "send a signal to a container's process (default: SIGTERM)",
         "<container-id> [signal]",
         f"{_OCI}:kill",
         (Option("all a", FLAG, "send it to all processes of the container", hidden=True),),

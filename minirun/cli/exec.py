@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 def exec_(options: Options) -> int:
     """`minirun exec`; the exit status is the process's."""
     root, cid = state_root(options), container_id(options)
-    process = read_process(options.process) if options.process is not None else None
-    if process is None:
-        process = process_of(options, container.load(root, cid).spec.process or Process())
+    if options.process is not None:
+        process = read_process(options.process)
+    else:
+        with container.load(root, cid) as found:
+            process = process_of(options, found.spec.process or Process())
     launch = Launch(
         console_socket=options.console_socket,
         pid_file=options.pid_file,

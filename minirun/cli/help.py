@@ -44,9 +44,9 @@ def overview() -> str:
 
 def verb_help(verb: Verb) -> str:
     """Return the help of one verb of the table."""
-    usage = " ".join(part for part in ("minirun", verb.name, "[options]", verb.usage) if part)
-    lines = ["NAME:", f"{_INDENT}minirun {verb.name} - {verb.summary}", ""]
-    lines += ["USAGE:", _INDENT + usage, ""]
+    lines = ["NAME:", f"{_INDENT}minirun {verb.name} - {verb.summary}", "", "USAGE:"]
+    lines += [f"{_INDENT}minirun {verb.name} [options] {u}".rstrip() for u in _usages(verb)]
+    lines.append("")
     if verb.details:
         lines += ["DESCRIPTION:", *[_INDENT + line for line in _wrap(verb.details, _WIDTH)], ""]
     plain = [option for option in verb.options if not option.needs_rootfs]
@@ -54,6 +54,10 @@ def verb_help(verb: Verb) -> str:
     if len(plain) < len(verb.options):
         lines += ["", "OPTIONS WITH --rootfs:", *_options(ROOTFS)]
     return "\n".join([*lines, ""])
+
+
+def _usages(verb: Verb) -> list[str]:
+    return verb.usage.split("\n")
 
 
 def _options(options: Iterable[Option]) -> list[str]:

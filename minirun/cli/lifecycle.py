@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from minirun import container, jsontext, log
 from minirun.cli import write
-from minirun.cli.place import container_id, state_root
+from minirun.cli.place import container_id, default_root, state_root
 from minirun.cli.wrap import wrapped
-from minirun.errors import DoesNotExist, MinirunError
+from minirun.errors import DoesNotExist, MinirunError, StateError
 from minirun.setup import Launch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from minirun.grammar import Options
 
+    Explain = Callable[[list[dict[str, Any]]], None]
     Launcher = Callable[[Options, str], int]
 
 MANAGED = "run.minirun.managed"  # the annotation of the bundles that minirun.engine writes
 
 
 def launch_of(options: Options, bundle: str) -> Launch:
-    """Gather the launch flags of `create` and `run`."""
+    """Gather the launch flags of `create` and `run`. Raises MinirunError."""
+    if options.systemd_cgroup:
+        raise MinirunError("--systemd-cgroup is not supported yet", fix="use cgroupfs")
     return Launch(
         bundle,
         console_socket=options.console_socket,
@@ -60,13 +64,23 @@ def run(options: Options) -> int:
 
 
 def _run(options: Options, bundle: str) -> int:
-    return container.run(
+    launch = launch_of(options, bundle)
+    explain: Explain | None = None
+    if options.explain:
+        from minirun.cli.explain import show
+
+        explain = show
+    status = container.run(
         state_root(options),
         container_id(options),
-        launch_of(options, bundle),
+        launch,
         detach=options.detach,
         keep=options.keep,
+        explain=explain,
     )
+    for note in launch.notes:
+        log.warning(note)
+    return status
 
 
 def _with_bundle(options: Options, *, keep: bool, launch: Launcher) -> int:
@@ -110,21 +124,32 @@ def kill(options: Options) -> int:
 def delete(options: Options) -> int:
     """`minirun delete`, with the bundle if minirun wrote it."""
     root, cid = state_root(options), container_id(options)
-    try:
-        found = container.state(root, cid)
-    except DoesNotExist:
-        found = {}
+    found = _before_delete(root, cid, forgiving=options.force)
     container.delete(root, cid, options.force)
     if found and MANAGED not in found.get("annotations", {}):
         return 0  # an engine's; the modules that follow are not its to wait for
     from minirun.engine import bundle
 
-    if not found:
-        # What a `run --rootfs` left that was killed before it had a state.
+    if found:
+        if bundle.managed(found["annotations"], found["bundle"]):
+            bundle.discard(found["bundle"])
+    elif root == default_root():
+        # What a `run --rootfs` left that was killed before it had a state. Under another root the
+        # ID may be that of a container which the default one knows.
         bundle.discard_leftover(cid)
-    elif bundle.managed(found["annotations"], found["bundle"]):
-        bundle.discard(found["bundle"])
     return 0
+
+
+def _before_delete(root: str, cid: str, *, forgiving: bool) -> dict[str, Any]:
+    """Read the state that is about to go; {} when there is none, or none that can be read."""
+    try:
+        return container.state(root, cid)
+    except DoesNotExist:
+        return {}
+    except StateError:
+        if forgiving:
+            return {}
+        raise
 
 
 def pause(options: Options) -> int:

@@ -1,0 +1,295 @@
+"""Output, errors and exit status of the command line, as engines and people see them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minirun import cli, log
+from minirun.errors import MinirunError
+from minirun.options import HUMAN, VERBS
+
+REPO = Path(__file__).parents[2]
+MAIN = [sys.executable, "-ISB", str(REPO / "minirun" / "__main__.py")]
+UNSUPPORTED = sorted(name for name, verb in VERBS.items() if not verb.supported)
+
+
+def run(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the program as a user would."""
+    options.setdefault("stdin", subprocess.DEVNULL)
+    done = subprocess.run([*MAIN, *argv], capture_output=True, text=True, check=False, **options)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test have its own log, and keep ours from its umask."""
+    for name in ("fd", "json", "debug"):
+        monkeypatch.setattr(log._Sink, name, getattr(log._Sink, name))
+    monkeypatch.setattr(os, "umask", lambda mask: 0o022)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, argv: list[str], handler: Any) -> int:
+    """Run a command line whose verb does what `handler` does."""
+    monkeypatch.setattr(cli, "_handler", lambda name: handler)
+    return cli.main(argv)
+
+
+def fail(error: BaseException) -> Any:
+    def handler(_options: Any) -> int:
+        raise error
+
+    return handler
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert done.returncode == 0
+    first, *rest = done.stdout.splitlines()
+    assert re.fullmatch(r"minirun version \d+\.\d+\.\d+", first)  # moby parses this line
+    assert "spec: 1.3.0" in rest
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help(argv: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == 0
+    out, err = capfd.readouterr()
+    assert all(re.search(rf"^   {name} ", out, re.M) for name in (*VERBS, *HUMAN))
+    assert err == ""
+
+
+@pytest.mark.parametrize("name", [name for name in VERBS if name != "checkpoint"])
+def test_help_of_each_verb(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name, "--help"]) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith(f"NAME:\n   minirun {name} - ")
+    for option in VERBS[name].options:
+        assert option.hidden or f"--{option.names[0]}" in out
+    assert max(len(line) for line in out.splitlines()) <= 80
+    assert err == ""
+
+
+def test_help_of_run_has_two_groups(capfd: pytest.CaptureFixture[str]) -> None:
+    cli.main(["run", "--help"])
+    oci, _, rootfs = capfd.readouterr().out.partition("OPTIONS WITH --rootfs:")
+    assert "--bundle" in oci
+    assert "--memory " not in oci
+    assert "--memory " in rootfs
+    assert "--bundle" not in rootfs
+
+
+def test_engines_learn_that_there_are_no_checkpoints() -> None:
+    assert run("checkpoint", "--help").returncode != 0
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_verbs_to_come_say_so(name: str) -> None:
+    done = run(name, *["x"] * VERBS[name].least)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == f"minirun: command {name} is not supported yet\n"
+
+
+@pytest.mark.parametrize("argv", [["state"], ["kill", "a", "b", "c"], ["create", "--nope", "x"]])
+def test_wrong_usage(argv: list[str]) -> None:
+    done = run(*argv)
+    assert done.returncode == 1
+    assert done.stdout.startswith("Incorrect Usage.\n\nNAME:\n   minirun " + argv[0])
+    assert re.fullmatch(r"minirun: .*\n", done.stderr)
+
+
+def test_an_unknown_command() -> None:
+    done = run("frobnicate")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == 'minirun: unknown command "frobnicate"\n'
+
+
+def test_one_object_per_failure(tmp_path: Path) -> None:
+    path = tmp_path / "log.json"
+    done = run(
+        "--log", str(path), "--log-format", "json", "--root", str(tmp_path / "r"), "state", "x"
+    )
+    assert done.returncode == 1
+    record = json.loads(path.read_text())  # the whole file, as podman reads it
+    assert set(record) == {"level", "msg", "time"}
+    assert record["level"] == "error"
+    assert "does not exist" in record["msg"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(Z|[+-]\d\d:\d\d)", record["time"])
+    assert done.stderr == f"minirun: {record['msg']}\n"
+    assert done.stdout == ""
+    assert path.stat().st_mode & 0o777 == 0o644 & ~current_umask()
+
+
+def current_umask() -> int:
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"Umask:\s*(\d+)", status)
+    assert found
+    return int(found[1], 8)
+
+
+def test_wrong_usage_is_logged_too(tmp_path: Path) -> None:
+    path = tmp_path / "log.json"
+    run("--log", str(path), "--log-format", "json", "state")
+    assert "exactly 1" in json.loads(path.read_text())["msg"]
+
+
+def test_the_log_is_appended_to(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("before\n")
+    run("--log", str(path), "--root", str(tmp_path / "r"), "state", "x")
+    before, record = path.read_text().splitlines()
+    assert before == "before"
+    assert re.match(r'time="\d{4}-.*Z" level=error msg="container does not exist', record)
+
+
+@pytest.mark.parametrize("name", ["none/log", "."])
+def test_a_log_that_cannot_be_written(name: str, tmp_path: Path) -> None:
+    done = run("--log", str(tmp_path / name), "list")
+    assert done.returncode == 1
+    assert done.stderr.startswith("minirun: open log ")
+
+
+def test_a_log_that_is_a_pipe_nobody_reads(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    done = run("--log", str(tmp_path / "log"), "list", timeout=20)
+    assert done.returncode == 1
+
+
+def test_json_without_a_log_goes_to_stderr(tmp_path: Path) -> None:
+    done = run("--log-format", "json", "--root", str(tmp_path / "r"), "state", "x")
+    assert json.loads(done.stderr)["level"] == "error"
+
+
+def test_what_a_container_says_cannot_act(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    evil = 'a\nlevel=error\x1b[31m\x07"\udc80\u202e'
+    path = tmp_path / "log"
+    argv = ["--log", str(path), "list"]
+    assert call(monkeypatch, argv, fail(MinirunError(evil))) == 1
+    err = capfd.readouterr().err
+    assert err == 'minirun: a\\nlevel=error\\x1b[31m\\x07"\\x80\\u202e\n'
+    assert len(path.read_text().splitlines()) == 1
+    assert "\x1b" not in path.read_text()
+
+
+def test_advice_is_for_terminals(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    error = MinirunError("it failed", cause="permission denied somewhere", fix="do that")
+    path = tmp_path / "log"
+    argv = ["--log", str(path), "--log-format", "json", "list"]
+    call(monkeypatch, argv, fail(error))
+    assert "permission" not in capfd.readouterr().err + path.read_text()
+    log._Sink.fd, log._Sink.json = log.STDERR, False
+    monkeypatch.setattr(os, "isatty", lambda fd: True)
+    call(monkeypatch, ["list"], fail(error))
+    assert capfd.readouterr().err == (
+        "minirun: it failed\n  cause: permission denied somewhere\n  fix: do that\n"
+    )
+
+
+def test_a_bug_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, ["list"], fail(KeyError("x"))) == 1
+    assert capfd.readouterr().err == "minirun: internal error: KeyError: 'x'\n"
+    assert call(monkeypatch, ["--debug", "list"], fail(KeyError("x"))) == 1
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_an_error_of_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    error = PermissionError(13, "Permission denied", "/x")
+    assert call(monkeypatch, ["list"], fail(error)) == 1
+    assert capfd.readouterr().err == "minirun: '/x': permission denied\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt(), 130), (BrokenPipeError(32, "Broken pipe"), 1)]
+)
+def test_ends_without_a_word(
+    error: BaseException,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert call(monkeypatch, ["list"], fail(error)) == status
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_reader_that_goes_away() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*MAIN, "--help"], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert done.stderr == b""
+
+
+def test_warnings_are_kept_from_engines(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def handler(_options: Any) -> int:
+        log.warning("odd")
+        return 0
+
+    for name, argv in (("json", ["--log-format", "json"]), ("text", [])):
+        path = tmp_path / name
+        assert call(monkeypatch, ["--log", str(path), *argv, "list"], handler) == 0
+        assert ("odd" in path.read_text()) == (name == "text")
+        assert capfd.readouterr().err == ""
+    log._Sink.fd, log._Sink.json = log.STDERR, False
+    call(monkeypatch, ["list"], handler)
+    assert capfd.readouterr().err == "", "stderr is the container's log"
+
+
+@pytest.mark.parametrize("name", [name for name, verb in VERBS.items() if verb.supported])
+def test_each_verb_has_its_function(name: str) -> None:
+    assert callable(cli._handler(name))
+
+
+def test_verbs_for_people_are_clicks(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", "bash"]) == 0
+    assert "_MINIRUN_COMPLETE" in capfd.readouterr().out
+    assert cli.main(["completion", "csh"]) == 1
+    assert "minirun: Invalid value" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", HUMAN)
+def test_help_of_the_verbs_for_people(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name, "--help"]) == 0
+    assert f"Usage: minirun {name}" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [("minirun st", "start"), ("minirun rootfs pu", "pull"), ("minirun run --mem", "--memory")],
+)
+def test_completion(words: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import click  # noqa: F401 - the launcher's site-packages, for the isolated interpreter
+
+    environment = {
+        "_MINIRUN_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+        "PATH": "/usr/bin",
+    }
+    code = f"import sys; sys.path += {[str(REPO), *sys.path]!r}; from minirun import cli;"
+    done = subprocess.run(
+        [sys.executable, "-ISB", "-c", code + "sys.exit(cli.main([]))"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"plain,{wanted}" in done.stdout.split(), done.stderr
