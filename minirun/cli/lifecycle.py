@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minirun import container, jsontext, log
 from minirun.cli import write
-from minirun.cli.place import container_id, default_root, state_root
+from minirun.cli.place import container_id, state_root
 from minirun.cli.wrap import wrapped
 from minirun.errors import DoesNotExist, MinirunError, StateError
 from minirun.setup import Launch
@@ -130,13 +130,11 @@ def delete(options: Options) -> int:
         return 0  # an engine's; the modules that follow are not its to wait for
     from minirun.engine import bundle
 
-    if found:
-        if bundle.managed(found["annotations"], found["bundle"]):
-            bundle.discard(found["bundle"])
-    elif root == default_root():
-        # What a `run --rootfs` left that was killed before it had a state. Under another root the
-        # ID may be that of a container which the default one knows.
-        bundle.discard_leftover(cid)
+    if not found:
+        # What a `run --rootfs` left that was killed before it had a state.
+        bundle.discard_leftover(cid, options.root)
+    elif bundle.managed(found["annotations"], found["bundle"]):
+        bundle.discard(found["bundle"])
     return 0
 
 

@@ -500,7 +500,7 @@ class Bundles:
         monkeypatch.setattr(bundle, "managed", lambda annotations, path: path == "/data/web")
 
     def recorder(self, name: str) -> Any:
-        return lambda path: self.made.append((name, path))
+        return lambda *args: self.made.append((name, *args))
 
 
 PREPARED = ("prepare", "64m", "web", ("httpd", "-f"))
@@ -552,12 +552,14 @@ def test_delete_of_what_was_killed_half_way(calls: Calls, monkeypatch: pytest.Mo
     bundles = Bundles(monkeypatch)
     calls.answers["state"] = DoesNotExist("x")
     assert run("delete --force web") == 0
-    assert bundles.made == [], "under another root it may be a container of the default one"
     assert cli.main(["delete", "--force", "web"]) == 0
-    assert bundles.made == [("leftover", "web")]
+    assert bundles.made == [("leftover", "web", "/r"), ("leftover", "web", None)]
 
 
-def test_delete_of_a_state_that_cannot_be_read(calls: Calls) -> None:
+def test_delete_of_a_state_that_cannot_be_read(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Bundles(monkeypatch)
     calls.answers["state"] = StateError("container web has no usable state")
     assert run("delete web") == 1
     assert run("delete --force web") == 0
