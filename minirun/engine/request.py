@@ -96,7 +96,8 @@ def _network(text: str | None) -> tuple[str, str]:
     if mode == "ns" and rest.startswith("/") and "\0" not in rest:
         if not os.path.exists(rest):
             raise MinirunError(f"--network: the namespace {rest} does not exist")
-        return mode, os.path.realpath(rest)
+        # Not realpath: what /proc/PID/ns/net links to has no path of its own.
+        return mode, os.path.abspath(rest)
     raise UsageError(
         f"invalid --network {str(text)[:80]!r}",
         fix="write none, host, bridge, bridge:NAME, or ns:/path/of/a/namespace",

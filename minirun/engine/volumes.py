@@ -5,8 +5,11 @@
     --mount type=tmpfs,dst=/b[,tmpfs-size=64m,tmpfs-mode=1777,ro,exec]
     --tmpfs TARGET[:size=64m,mode=1777,ro,exec,uid=0,gid=0]
 
-A volume is always nosuid and nodev. What would hand over the host is refused, unless asked for by
-`--security-opt dangerous-volumes`.
+A volume is always nosuid and nodev. In a user namespace its files keep their owners: user 1000 of
+the host is user 1000 there, and what the container's root writes belongs to the host's root; with
+`noidmap` the host's owners are nobody there, and what is written belongs to the leased range.
+
+What would hand over the host is refused, unless asked for by `--security-opt dangerous-volumes`.
 """
 
 from __future__ import annotations

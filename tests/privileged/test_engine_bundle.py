@@ -25,6 +25,7 @@ from minirun.engine.bundle import Prepared
 from minirun.errors import AlreadyExists, MinirunError, UsageError
 from minirun.kernel import mount as m
 from minirun.kernel.unshare import CLONE_NEWNS, setns, unshare
+from minirun.rootfs.users import users
 
 pytestmark = pytest.mark.requires("root", "overlay", "userns", "rootfs")
 
@@ -139,6 +140,29 @@ def test_owners_are_mapped_and_the_shared_tree_is_never_written(tree: Path, data
     (rootfs / "etc/group").unlink()
     assert (data / "containers/web/layer/upper/etc/passwd").read_text() == "changed"
     assert snapshot(tree) == before
+
+
+def test_a_tree_in_use_is_known_to_be(tree: Path, data: Path) -> None:
+    assert users(str(tree)) == []
+    prepared = prepare(tree)
+    assert any(str(data) in line for line in users(str(tree)))
+    bundle.discard(prepared.bundle)
+    assert users(str(tree)) == []
+
+
+@pytest.mark.usefixtures("data")
+def test_a_network_namespace_can_be_joined(tree: Path, runtime: str) -> None:
+    holder = subprocess.Popen(["unshare", "-n", "sleep", "60"])
+    try:
+        path = f"/proc/{holder.pid}/ns/net"
+        while os.readlink(path) == os.readlink("/proc/self/ns/net"):
+            assert holder.poll() is None
+        script = 'echo "net=$(readlink /proc/self/ns/net)"'
+        found = probe(tree, runtime, "--network", f"ns:{path}", command=("sh", "-c", script))
+        assert found["net"] == os.readlink(path)
+    finally:
+        holder.kill()
+        holder.wait()
 
 
 def test_the_hosts_namespace_is_an_option(tree: Path, data: Path) -> None:

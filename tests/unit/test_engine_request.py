@@ -358,6 +358,7 @@ def test_a_network_sysctl_needs_a_network_of_its_own() -> None:
         ("--network", "host", "-p", "8080:80"),
         ("--network", "bridge", "-p", "8080"*3),
         ("--userns", "what"),
+        ("--timens", "what"),
         ("--shm-size", "0"),
         ("--shm-size", "x"),
         ("--oom-score-adj", "1001"),
