@@ -3,12 +3,13 @@
     main()             the installed script's entry: `python3 -ISB`, site-packages appended by it
     console_script()   pip's entry, whose interpreter is not isolated: it starts another that is
 
-A process that enters a container can be looked at from inside it, and /proc/PID/exe is then a
-handle on the host's interpreter: a container's root could wait for the process to end and overwrite
-the file (CVE-2019-5736). So the verbs that enter a container first become a copy of the interpreter
-in a sealed memfd, with an environment that holds nothing but what they use. Copying costs 4 ms and
-the second start 12 ms; a read-only overlay mount instead of the copy would save the 4 ms and cost
-5 ms to load ctypes, which mounting needs.
+A process in a container can be looked at from inside it, and /proc/PID/exe is then a handle on the
+host's interpreter: a container's root could wait for the process to end and overwrite the file
+(CVE-2019-5736). So no interpreter is where a container's processes are (`kernel.trampoline`), except
+in two cases, for which `require_sealed` first becomes a copy of the interpreter in a sealed memfd,
+with an environment that holds nothing but what is used: a pid namespace that others are in already,
+and startContainer hooks, which Python must run inside. Copying costs 4 ms and the second start
+12 ms.
 
 Nothing but os and sys is loaded until that is done.
 """
@@ -24,9 +25,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import NoReturn
-
-# They run code in a container: `create` and `run` its first process and hooks, `exec` more.
-SEALED_VERBS = frozenset(("create", "run", "exec", "restore"))
 
 # The global options that take a value (a test compares them with options.GLOBALS).
 GLOBALS_WITH_VALUE = frozenset(("root", "log", "log-format", "criu", "rootless"))
@@ -73,11 +71,11 @@ def start(argv: Sequence[str], *, check: bool) -> NoReturn:
     With `check`, root refuses to run code that others can change.
     """
     try:
-        if not private_executable():
+        if private_executable():
+            name_process()
+        else:
             if check and os.geteuid() == 0:
                 refuse_writable(code_paths())
-            if verb_of(argv) in SEALED_VERBS:
-                become_sealed(argv)
     except (MinirunError, OSError) as error:
         from minirun.cli import fail_early
 
@@ -119,6 +117,23 @@ def private_executable() -> bool:
         raise MinirunError(
             "/proc/self/exe does not exist", cause="/proc is not mounted", fix="mount /proc"
         ) from error
+
+
+def name_process() -> None:
+    """Give the process its name back; it bears the number of the descriptor it was started from."""
+    fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(fd, b"minirun")
+    os.close(fd)
+
+
+def require_sealed() -> None:
+    """Have this process run from a sealed copy: start again unless it does.
+
+    For use before anything is done, since all that was done so far is done again. Raises
+    MinirunError, OSError.
+    """
+    if not private_executable():
+        become_sealed(sys.argv[1:])
 
 
 def become_sealed(argv: Sequence[str]) -> NoReturn:
