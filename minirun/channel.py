@@ -6,7 +6,8 @@
     outer   init        {"pid"}                 reaps the outer process
     inner   joined      {}                      finishes cgroup, limits, saves state, says go
     inner   mounted     {}                      runs prestart and createRuntime hooks, says go
-    inner   ready       {"notes"}               create: exits; run: says go
+    inner   ready       {"notes"}               create: exits; run, exec: sends WORD
+    any     report      kind, result            of the trampoline: exec's pid, or a failed call
     any     error       {"message", …}          ends the creation with this error
     inner   events      {"events"}              keeps them for --explain
     parent  go          {}
@@ -22,11 +23,17 @@ import os
 
 from minirun import jsontext
 from minirun.errors import MinirunError
+from minirun.kernel import trampoline
+
+# What lets the trampoline go on. Eight bytes: its number is used as sizeof(sigset_t), which makes
+# the next call fail where the end of the pipe gave 0.
+WORD = b"go ahead"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+_REPORT = 0xFFFFFFFF  # the first half of the trampoline's mark
 _LIMIT = 8 << 20  # an --explain of thousands of system calls is below 1 MiB
 
 
@@ -59,9 +66,19 @@ class Channel:
         except BrokenPipeError:
             raise ChannelClosed("the other process is gone") from None
 
+    def release(self) -> None:
+        """Send the word for which the trampoline waits."""
+        try:
+            os.write(self.writer, WORD)
+        except BrokenPipeError:
+            raise ChannelClosed("the other process is gone") from None
+
     def receive(self) -> dict[str, Any]:
         """Wait for a message. Raises ChannelClosed at the end, RemoteError for an `error`."""
         size = int.from_bytes(self._read(4), "big")
+        if size == _REPORT:
+            kind, result = trampoline.read_report(self._read(trampoline.REPORT_SIZE - 4)[4:])
+            return {"tag": "report", "kind": kind, "result": result}
         if size > _LIMIT:
             raise MinirunError(f"message of {size} bytes between the processes")
         message = jsontext.loads(self._read(size), "message")

@@ -1,7 +1,6 @@
 """The container's side: the process that joins and unshares, and the one that becomes the payload.
 
-Both are forks of the parent, which was started from a sealed copy of the interpreter with a clean
-environment. Before the first namespace is entered the interpreter is locked down: all that is used
+Both are forks of the parent. Before the first namespace is entered the interpreter is locked down: all that is used
 later is loaded, and nothing can be imported any more, because from the change of root on the files
 at the host's paths are the container's. A traceback alone would open them (its source lines, their
 coding cookies): errors are told as text over the channel.
@@ -14,7 +13,7 @@ import gc
 import os
 import sys
 
-from minirun import program, recipe, sync
+from minirun import recipe, sync
 from minirun.channel import Channel, ChannelClosed
 from minirun.errors import MinirunError, StepFailed, describe
 from minirun.kernel import process, resource
@@ -78,7 +77,6 @@ def run_inner(setup: Setup, *stages: Any) -> NoReturn:
         setup.events = None if setup.events is None else []
         for stage in stages:
             follow("inner", stage, setup)
-        program.execute(setup)
     except BaseException as error:  # noqa: BLE001 - see run_outer
         fail(setup, error)
     os._exit(_FAILED)
@@ -112,24 +110,20 @@ def _tell(setup: Setup, error: BaseException) -> None:
         "cause": error.cause if isinstance(error, MinirunError) else "",
         "fix": error.fix if isinstance(error, MinirunError) else "",
     }
-    if setup.result >= 0 and setup.channel.writer < 0:
-        Channel(-1, setup.result).send("error", payload)
+    if setup.image >= 0 and setup.result >= 0:
+        Channel(-1, setup.result).send("error", payload)  # to `start`: create has ended
         return
     sync.send_events(setup)
     setup.channel.send("error", payload)
 
 
 def run_joining(setup: Setup, channel: Channel) -> NoReturn:
-    """Be the outer process of exec: join the container, make the inner process there, then end."""
+    """Be the process of exec: join the container and become the program that enters it."""
     setup.channel = channel
     try:
         protect(setup)
         lock_down()
-        follow("outer", recipe.EXEC_OUTER, setup)
-        pid, _pidfd = process.clone3(process.CLONE_PARENT)
-        if pid == 0:
-            run_inner(setup, recipe.EXEC_INNER)
-        channel.send("init", {"pid": pid})
-        os._exit(0)
+        follow("outer", recipe.EXEC, setup)
     except BaseException as error:  # noqa: BLE001 - see run_outer
         fail(setup, error)
+    os._exit(_FAILED)

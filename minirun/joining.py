@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from minirun import procfs
 from minirun.kernel import unshare
 from minirun.namespaces import FILES, FLAGS
 from minirun.step import step
@@ -43,5 +42,3 @@ def open_root(setup: Setup) -> None:
     """Open the container's root"""
     os.chdir("/")
     setup.rootfd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    if setup.process.apparmor_profile:
-        setup.procfd = procfs.private_mount()

@@ -34,19 +34,17 @@ def check(setup: Setup) -> None:
         raise ConfigError("process.apparmorProfile", "must not hold a newline")
 
 
-@step(
-    lambda setup: setup.process.apparmor_profile,
-    details=lambda s: [str(s.process.apparmor_profile)],
-)
-def set_apparmor(setup: Setup) -> None:
-    """Have the AppArmor profile applied at execve"""
-    value = f"exec {setup.process.apparmor_profile}"
-    # Since Linux 5.8 AppArmor has a directory of its own; attr/exec belongs to the first module.
+@step(lambda setup: setup.process.apparmor_profile)
+def open_procfs(setup: Setup) -> None:
+    """Open a private /proc through which the AppArmor profile is set"""
+    setup.labelfd = procfs.private_mount()
+
+
+def attribute(setup: Setup) -> str:
+    """The file of /proc that takes the profile; since Linux 5.8 AppArmor has its own directory."""
+    path = "thread-self/attr/apparmor/exec"
     try:
-        fd = procfs.open_file(setup.procfd, "thread-self/attr/apparmor/exec", os.O_WRONLY)
+        os.close(procfs.open_file(setup.labelfd, path, os.O_WRONLY))
     except FileNotFoundError:
-        fd = procfs.open_file(setup.procfd, "thread-self/attr/exec", os.O_WRONLY)
-    try:
-        procfs.write_fd(fd, "/proc/thread-self/attr/apparmor/exec", value)
-    finally:
-        os.close(fd)
+        return "thread-self/attr/exec"
+    return path

@@ -73,9 +73,8 @@ def start(argv: Sequence[str], *, check: bool) -> NoReturn:
     try:
         if private_executable():
             name_process()
-        else:
-            if check and os.geteuid() == 0:
-                refuse_writable(code_paths())
+        elif check and os.geteuid() == 0:
+            refuse_writable(code_paths())
     except (MinirunError, OSError) as error:
         from minirun.cli import fail_early
 

@@ -8,6 +8,7 @@ from minirun import ending, foreground, jsontext, parent, state
 from minirun.container import owner_of
 from minirun.errors import ConfigError, MinirunError
 from minirun.kernel import process
+from minirun.launcher import require_sealed
 from minirun.setup import Launch, Setup
 from minirun.spec import Spec
 from minirun.starting import poststart
@@ -72,6 +73,13 @@ def check_streams(setup: Setup) -> None:
             raise MinirunError(f"unable to stat preserved-fd {fd}: {strerror}") from None
 
 
+def needs_seal(spec: Spec) -> bool:
+    """Whether Python will be where the container's programs, or others, can look at it."""
+    shared = any(entry.type == "pid" and entry.path for entry in spec.linux.namespaces)
+    own = any(entry.type == "pid" for entry in spec.linux.namespaces)
+    return shared or not own or bool(spec.hooks.start_container)
+
+
 def absolute(launch: Launch) -> None:
     """Make the caller's paths absolute."""
     for name in ("pid_file", "console_socket", "pidfd_socket"):
@@ -85,6 +93,8 @@ def _begin(root: str, cid: str, launch: Launch, events: bool) -> tuple[Container
     state.check_id(cid)
     absolute(launch)
     setup, text = prepare(cid, launch)
+    if needs_seal(setup.spec):
+        require_sealed()
     if events:
         setup.events = []
     container = state.reserve(root, cid)

@@ -202,7 +202,7 @@ def _new_mount(setup: Setup, entry: Mount, options: Options) -> int:
         return _new_cgroup(setup, options)
     config = m.fsopen(kind)
     try:
-        if entry.source and kind not in ("proc", "sysfs", "mqueue"):
+        if entry.source:
             m.fsconfig_string(config, "source", entry.source)
         return _configure(config, options)
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from minirun import channel, child, recipe
+from minirun import channel, child, program, recipe
 from minirun.channel import Channel, ChannelClosed
 from minirun.errors import MinirunError
 from minirun.kernel import process
@@ -52,6 +52,7 @@ def join(setup: Setup) -> None:
     try:
         _spawn(setup, child.run_joining)
         _answer(setup, {})
+        _adopt(setup, _entered(setup))
         follow("parent", recipe.EXEC_SETTLE, setup)
     except BaseException:
         _abandon(setup)
@@ -61,19 +62,22 @@ def join(setup: Setup) -> None:
 
 
 def release(setup: Setup) -> None:
-    """Say go to the waiting process and wait until it has become the payload.
-
-    Raises the child's error if it could not.
-    """
+    """Let the waiting process become the payload; raises what kept it from it."""
     assert setup.channel is not None
-    setup.channel.send("go")
+    setup.channel.release()
+    await_payload(setup.channel, setup.process.args)
+    setup.channel.close()
+
+
+def await_payload(line: Channel, args: tuple[str, ...]) -> None:
+    """Wait for the end of the channel, which execve makes. Raises the failure that is told."""
     try:
-        while True:
-            _keep_events(setup, setup.channel.receive())
+        message = line.receive()
     except ChannelClosed:
-        # The end without a word: execve has closed the descriptors. Or it was killed; then its
-        # exit status tells.
-        setup.channel.close()
+        return  # or it was killed: then its exit status tells
+    if message["tag"] == "report":
+        raise program.failed(args, message["kind"], -message["result"])
+    raise MinirunError(f"unexpected message {message['tag']!r}")
 
 
 def _spawn(setup: Setup, run: Callable[[Setup, Channel], NoReturn]) -> None:
@@ -108,6 +112,15 @@ def _answer(setup: Setup, answers: dict[str, Any]) -> None:
             _follow_and_go(setup, answers[tag])
         else:
             _follow_and_go(setup, answers[tag])
+
+
+def _entered(setup: Setup) -> int:
+    """Return the pid that the trampoline's clone(2) tells."""
+    assert setup.channel is not None
+    message = setup.channel.expect("report")
+    if message["kind"] != "clone" or message["result"] < 0:
+        raise program.failed(setup.process.args, message["kind"], -message["result"])
+    return int(message["result"])
 
 
 def _follow_and_go(setup: Setup, steps: Any) -> None:

@@ -8,7 +8,7 @@ import stat
 
 from minirun import inroot
 from minirun.errors import MinirunError
-from minirun.kernel import libc, process
+from minirun.kernel import process
 from minirun.step import step
 
 TYPE_CHECKING = False
@@ -60,12 +60,11 @@ def set_umask(setup: Setup) -> None:
 
 @step()
 def prepare_environment(setup: Setup) -> None:
-    """Make the payload's argument and environment arrays"""
+    """Make the payload's environment"""
     entries = last_of_each(setup.process.env)
     if not any(entry.startswith("HOME=") for entry in entries):
         entries.append(f"HOME={home_of(setup.rootfd, setup.process.user.uid)}")
-    setup.envp = process.string_array([os.fsencode(entry) for entry in entries])
-    setup.argv = process.string_array([os.fsencode(arg) for arg in setup.process.args])
+    setup.environment = [os.fsencode(entry) for entry in entries]
 
 
 def last_of_each(env: tuple[str, ...]) -> list[str]:
@@ -132,25 +131,15 @@ def _check(path: str) -> None:
         raise CannotExecute(f'exec: "{path}": permission denied')
 
 
-@step(why="descriptors of the runtime or its caller must not reach the payload: CVE-2024-21626")
-def close_descriptors(setup: Setup) -> None:
-    """Mark all descriptors to be closed, except those to preserve"""
-    process.close_range(3, flags_=process.CLOSE_RANGE_CLOEXEC)
-    for fd in range(3, 3 + setup.launch.preserve_fds):
-        os.set_inheritable(fd, True)
-
-
 @step(why="Python ignores SIGPIPE and SIGXFSZ, the caller perhaps more: signal(7)")
 def reset_signals(_setup: Setup) -> None:
     """Give every signal its default action"""
     process.reset_signals()
 
 
-def execute(setup: Setup) -> None:
-    """Become the payload; returns only by raising CannotExecute."""
-    try:
-        process.execve(setup.program, setup.argv, setup.envp)
-    except OSError as error:
-        name = os.fsdecode(setup.program)
-        strerror = (error.strerror or "").lower()
-        raise CannotExecute(f"exec {libc.quote(name)}: {strerror}") from None
+def failed(process_args: tuple[str, ...], kind: str, error: int) -> CannotExecute:
+    """Make the error of a trampoline's report: which call of its table failed, and how."""
+    strerror = os.strerror(error).lower()
+    if kind == "execve":
+        return CannotExecute(f"exec {process_args[0]}: {strerror}")
+    return CannotExecute(f"payload: {kind}: {strerror}")

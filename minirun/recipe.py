@@ -10,6 +10,8 @@
     parent   SETTLE    what is left to do outside
     inner    START     after `start`: the last steps before execve
 
+`exec` follows EXEC in one process outside the container's pid namespace.
+
 Execution, `plan`, --explain, error messages and timings come from these tuples. The marks say why
 an order holds: *kernel* (it fails otherwise) or *spec* (OCI says so); what has no mark may move.
 """
@@ -28,6 +30,7 @@ from minirun import (
     mounts,
     namespaces,
     outside,
+    payload,
     procfs,
     program,
     rlimits,
@@ -100,17 +103,19 @@ ENTER = (
     mounts.lock_root,
     mounts.lock_paths,
     mounts.mask_paths,
-    labels.set_apparmor,
+    labels.open_procfs,
     program.prepare_environment,
     terminal.take_terminal,
     terminal.own_streams,
     program.set_umask,
+    program.reset_signals,
     capabilities.set_no_new_privs,
     syscallfilter.load_privileged,  # kernel: without no_new_privs, while CAP_SYS_ADMIN is there
     capabilities.drop,
     program.enter_cwd,  # as the payload's user, who may or may not be allowed there
     program.resolve,  # so that create fails, not start, where there is no such program
-    sync.await_start,
+    payload.prepare,
+    sync.tell_ready,
 )
 
 SETTLE = (
@@ -119,33 +124,30 @@ SETTLE = (
 )
 
 START = (
+    sync.await_start,
     hooks.start_container,  # spec: after start, before the payload, with its credentials
-    program.reset_signals,
-    program.close_descriptors,
-    syscallfilter.load,  # kernel: what follows is subject to it
+    payload.become,  # waits for start itself where there are no hooks
 )
 
-EXEC_OUTER = (joining.join_all,)
-
-EXEC_INNER = (
-    terminal.new_session,
+EXEC = (
+    joining.join_all,
     joining.open_root,
     keyrings.join_new,
+    labels.open_procfs,
     terminal.open_pty,
-    labels.set_apparmor,
     program.prepare_environment,
-    terminal.take_terminal,
+    terminal.lend_terminal,
     terminal.own_streams,
     program.set_umask,
+    program.reset_signals,
     capabilities.set_no_new_privs,
     syscallfilter.load_privileged,
     capabilities.drop,
     program.enter_cwd,
     program.resolve,
-    sync.await_start,
-    program.reset_signals,
-    program.close_descriptors,
-    syscallfilter.load,
+    payload.prepare,
+    sync.tell_ready,
+    payload.become,
 )
 
 EXEC_SETTLE = (

@@ -84,7 +84,6 @@ class Setup:
         self.group_fd: int | None = None
         self.exec_group: Any = None  # exec: keeps that descriptor open
         self.filter: Any = None  # syscallfilter.compile_filter
-        self.install_filter: Callable[[], int] = lambda: 0
         self.last_cap = 63  # highest capability of the kernel: capabilities.look
         self.setgroups_denied = False
         self.console: int = -1  # terminal: descriptor of the socket that gets the pty's master
@@ -99,9 +98,10 @@ class Setup:
         self.procfd = -1  # procfs.open_private
         self.mask_source = -1  # mounts: what hides a directory
         self.terminal_fd = -1  # terminal.open: the pty's slave
+        self.labelfd = -1  # labels: a procfs through which the payload's label is set
         self.program = b""  # program.resolve: what is executed
-        self.argv: Any = None
-        self.envp: Any = None
+        self.environment: list[bytes] = []  # program.prepare_environment
+        self.image = -1  # payload.prepare: the trampoline
 
     def descriptors(self) -> list[int]:
         """The descriptors that the child needs; all others are the runtime's or its caller's."""
@@ -122,9 +122,25 @@ class Setup:
 
     def waiting_descriptors(self) -> list[int]:
         """Those that it still needs while it waits for `start`."""
+        return [
+            *range(3 + self.launch.preserve_fds),
+            self.waiting_on,
+            self.report_to,
+            self.labelfd,
+            self.image,
+        ]
+
+    @property
+    def waiting_on(self) -> int:
+        """The descriptor on which the word to start comes: the FIFO of create, else the channel."""
         assert self.channel is not None
-        channel = [] if self.fifo >= 0 else [self.channel.reader, self.channel.writer]
-        return [*range(3 + self.launch.preserve_fds), *channel, self.fifo, self.result]
+        return self.fifo if self.fifo >= 0 else self.channel.reader
+
+    @property
+    def report_to(self) -> int:
+        """The descriptor to which the last process tells a failure."""
+        assert self.channel is not None
+        return self.result if self.result >= 0 else self.channel.writer
 
     @property
     def new_namespaces(self) -> set[str]:

@@ -7,8 +7,9 @@ import os
 import select
 
 from minirun import hooks, state
-from minirun.channel import Channel, ChannelClosed
+from minirun.channel import WORD, Channel
 from minirun.errors import MinirunError, StateError
+from minirun.parent import await_payload
 from minirun.setup import Launch, Setup
 from minirun.spec import Process
 
@@ -30,9 +31,9 @@ def start(root: str, cid: str) -> None:
             raise StateError(
                 _REFUSED.get(status, f"cannot start a container in the {status} state")
             )
-        _release(container)
         spec = container.spec
         setup = Setup(cid, spec, spec.process or Process(), container.saved.bundle, Launch())
+        _release(container, setup.process.args)
         setup.pid = container.saved.pid
         poststart(setup)
 
@@ -49,19 +50,19 @@ def poststart(setup: Setup) -> None:
         raise
 
 
-def _release(container: Container) -> None:
+def _release(container: Container, args: tuple[str, ...]) -> None:
     """Send the word and wait until execve, which closes the child's end, or its error."""
     pidfd = container.pidfd()
     result = _open(container, state.RESULT, os.O_RDONLY)
     try:
         fifo = _open(container, state.FIFO, os.O_WRONLY)
         try:
-            os.write(fifo, b"0")
+            os.write(fifo, WORD)
         finally:
             os.close(fifo)
         os.unlink(state.FIFO, dir_fd=container.dirfd)
         os.set_blocking(result, True)
-        _await_exec(result, pidfd)
+        _await_exec(result, pidfd, args)
     finally:
         os.close(result)
         os.close(pidfd)
@@ -79,12 +80,9 @@ def _open(container: Container, name: str, flags: int) -> int:
         raise
 
 
-def _await_exec(result: int, pidfd: int) -> None:
+def _await_exec(result: int, pidfd: int, args: tuple[str, ...]) -> None:
     poller = select.poll()
     poller.register(result, select.POLLIN)
     poller.register(pidfd, select.POLLIN)
     poller.poll()
-    try:
-        Channel(result, -1).receive()
-    except ChannelClosed:
-        return
+    await_payload(Channel(result, -1), args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from minirun.channel import WORD, ChannelClosed
 from minirun.kernel import libc, process
 from minirun.step import step
 
@@ -42,18 +43,20 @@ def await_hooks(setup: Setup) -> None:
 
 
 @step()
-def await_start(setup: Setup) -> None:
-    """Wait for start"""
+def tell_ready(setup: Setup) -> None:
+    """Tell the parent that all is ready to start"""
     assert setup.channel is not None
     send_events(setup)
     setup.channel.send("ready", {"notes": setup.notes})
     # A process that looks in through /proc finds nothing of the host here (CVE-2016-9962).
     process.close_all_but(setup.waiting_descriptors())
-    if setup.fifo < 0:
-        setup.channel.expect("go")
-        return
-    setup.channel.reader = setup.channel.writer = -1
-    # Opened for reading and writing, so that the end of one writer is not the end of file.
-    word = os.read(setup.fifo, 1)
-    os.close(setup.fifo)
-    libc.trace(lambda: f"read(exec.fifo) = {word!r}")
+
+
+@step(lambda setup: bool(setup.spec.hooks.start_container))
+def await_start(setup: Setup) -> None:
+    """Wait for start, before the startContainer hooks"""
+    assert setup.channel is not None
+    word = os.read(setup.waiting_on, len(WORD))
+    libc.trace(lambda: f"read({setup.waiting_on}) = {word!r}")
+    if word != WORD:
+        raise ChannelClosed("the other process is gone")

@@ -1,4 +1,4 @@
-"""The steps of seccomp: compile outside, load as the payload's last act but one."""
+"""The steps of seccomp: compile outside; `payload` loads it as the last act but one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ def compile_filter(setup: Setup) -> None:
     assert profile is not None
     setup.filter = seccomp.compile(profile, _CACHE)
     setup.notes += setup.filter.notes
-    setup.install_filter = seccomp.prepare(setup.filter)
 
 
 @step(
@@ -41,14 +40,4 @@ def compile_filter(setup: Setup) -> None:
 )
 def load_privileged(setup: Setup) -> None:
     """Load the system call filter, while it is still allowed"""
-    setup.install_filter()
-
-
-@step(
-    lambda setup: _asked(setup) and setup.process.no_new_privileges,
-    details=_describe,
-    why="last, because all that follows is subject to it",
-)
-def load(setup: Setup) -> None:
-    """Load the system call filter"""
-    setup.install_filter()
+    seccomp.prepare(setup.filter)()

@@ -165,6 +165,16 @@ def _open_console(dev: int) -> int:
 def take_terminal(setup: Setup) -> None:
     """Make the pty the controlling terminal and the standard streams"""
     fcntl.ioctl(setup.terminal_fd, _TIOCSCTTY, 0)
+    _use_terminal(setup)
+
+
+@step(_wanted)
+def lend_terminal(setup: Setup) -> None:
+    """Make the pty the standard streams; the session comes with the process to be made"""
+    _use_terminal(setup)
+
+
+def _use_terminal(setup: Setup) -> None:
     for fd in (0, 1, 2):
         os.dup2(setup.terminal_fd, fd)
     os.close(setup.terminal_fd)

@@ -1,0 +1,126 @@
+"""The handover: from Python to the trampoline, and by its table to the container's program.
+
+See `kernel.trampoline` for why no interpreter of the host may be what a container's file replaces.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+from minirun import labels
+from minirun.kernel import process, trampoline
+from minirun.kernel.path import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_XDEV
+from minirun.kernel.seccomp import SECCOMP_SET_MODE_FILTER
+from minirun.kernel.trampoline import Data, Filter, Result, Vector
+from minirun.step import step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minirun.setup import Setup
+
+    Calls = list[tuple[object, ...]]
+
+_F_SETFD, _FD_CLOEXEC = 2, 1
+_TIOCSCTTY = 0x540E
+_SIGCHLD = 17
+
+
+def _describe(setup: Setup) -> list[str]:
+    joining = setup.join_flags or setup.target_pidfd >= 0
+    names = ["prctl(PR_SET_DUMPABLE, 0)"]
+    names += ["clone(CLONE_PARENT)", "setsid()"] if joining else []
+    names += [] if setup.spec.hooks.start_container else ["read(the word of start)"]
+    if setup.process.apparmor_profile:
+        names.append(f"write(attr/apparmor/exec, {setup.process.apparmor_profile})")
+    names.append("fcntl(F_SETFD, FD_CLOEXEC) on what is still open")
+    if _filtered(setup):
+        names.append("seccomp(SECCOMP_SET_MODE_FILTER)")
+    return [*names, f"execve({setup.process.args[0]})"]
+
+
+def _filtered(setup: Setup) -> bool:
+    return setup.spec.linux.seccomp is not None and setup.process.no_new_privileges
+
+
+@step(details=_describe, why="/proc/self/exe must never be the host's interpreter: CVE-2019-5736")
+def prepare(setup: Setup) -> None:
+    """Make the program that waits for start and becomes the payload"""
+    image = trampoline.build(os.uname().machine, calls(setup), setup.report_to)
+    setup.image = trampoline.sealed(image)
+
+
+def calls(setup: Setup) -> Calls:
+    """The table: what remains to be done, as system calls."""
+    table: Calls = [("prctl", process.PR_SET_DUMPABLE, 0, 0, 0, 0)]
+    if setup.target_pidfd >= 0:
+        table += _enter(setup)
+    if setup.labelfd >= 0:
+        table += _label(setup, len(table))
+    if not setup.spec.hooks.start_container or setup.target_pidfd >= 0:
+        table += _wait(setup, len(table))
+    for fd in (setup.waiting_on, setup.report_to):
+        table.append(("fcntl", fd, _F_SETFD, _FD_CLOEXEC))
+    if _filtered(setup):
+        # kernel: what follows is subject to it.
+        table.append(
+            (
+                "seccomp",
+                SECCOMP_SET_MODE_FILTER,
+                setup.filter.flags,
+                Filter(setup.filter.program),
+            )
+        )
+    argv = [os.fsencode(arg) for arg in setup.process.args]
+    table.append(("execve", Data(setup.program + b"\0"), Vector(argv), Vector(setup.environment)))
+    return table
+
+
+def _enter(setup: Setup) -> Calls:
+    """exec: make the process that is in the container's pid namespace, leader of its session.
+
+    Until here nothing of this exec could be seen there (CVE-2016-9962).
+    """
+    table: Calls = [
+        ("clone", process.CLONE_PARENT | _SIGCHLD, 0, 0, 0, 0),
+        ("setsid",),
+    ]
+    if setup.process.terminal:
+        table.append(("ioctl", 0, _TIOCSCTTY, 0))
+    return table
+
+
+def _label(setup: Setup, row: int) -> Calls:
+    """Write the AppArmor profile; by the process itself, as the kernel asks."""
+    path = labels.attribute(setup).encode() + b"\0"
+    how = struct.pack(
+        "<QQQ",
+        os.O_WRONLY | os.O_CLOEXEC,
+        0,
+        RESOLVE_BENEATH | RESOLVE_NO_XDEV | RESOLVE_NO_MAGICLINKS,
+    )
+    value = f"exec {setup.process.apparmor_profile}".encode()
+    return [
+        ("openat2", setup.labelfd, Data(path), Data(how), len(how)),
+        ("write", Result(row), Data(value), len(value)),
+        ("close", setup.labelfd),
+    ]
+
+
+def _wait(setup: Setup, row: int) -> Calls:
+    return [
+        ("read", setup.waiting_on, Data(b"\0" * 8), 8),
+        # sizeof(sigset_t) is 8; after an end of file it would be 0, which is refused.
+        ("rt_sigprocmask", 0, 0, 0, Result(row)),
+    ]
+
+
+@step()
+def become(setup: Setup) -> None:
+    """Become that program"""
+    for fd in (setup.waiting_on, setup.report_to, setup.labelfd):
+        if fd >= 0:
+            os.set_inheritable(fd, True)
+    for fd in range(3, 3 + setup.launch.preserve_fds):
+        os.set_inheritable(fd, True)
+    trampoline.become(setup.image)
