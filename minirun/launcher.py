@@ -5,13 +5,12 @@
 
 A process in a container can be looked at from inside it, and /proc/PID/exe is then a handle on the
 host's interpreter: a container's root could wait for the process to end and overwrite the file
-(CVE-2019-5736). So no interpreter is where a container's processes are (`kernel.trampoline`), except
-in two cases, for which `require_sealed` first becomes a copy of the interpreter in a sealed memfd,
-with an environment that holds nothing but what is used: a pid namespace that others are in already,
-and startContainer hooks, which Python must run inside. Copying costs 4 ms and the second start
-12 ms.
+(CVE-2019-5736). So no interpreter is where a container's processes are (`kernel.trampoline`),
+except in two cases, for which `require_sealed` first becomes a copy of the interpreter in a sealed
+memfd: a pid namespace that others are in already, and startContainer hooks, which Python must run
+inside. Copying costs 4 ms and the second start 12 ms.
 
-Nothing but os and sys is loaded until that is done.
+Nothing but os and sys is loaded here; the command line loads what its verb needs.
 """
 
 from __future__ import annotations
@@ -25,6 +24,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import NoReturn
+
+# They start programs of the container and of its hooks: in an environment reduced to what is kept.
+ENTERING_VERBS = frozenset(("create", "run", "exec", "restore"))
 
 # The global options that take a value (a test compares them with options.GLOBALS).
 GLOBALS_WITH_VALUE = frozenset(("root", "log", "log-format", "criu", "rootless"))
@@ -71,6 +73,13 @@ def start(argv: Sequence[str], *, check: bool) -> NoReturn:
     With `check`, root refuses to run code that others can change.
     """
     try:
+        _start(argv, check=check)
+    except KeyboardInterrupt:
+        sys.exit(128 + 2)
+
+
+def _start(argv: Sequence[str], *, check: bool) -> NoReturn:
+    try:
         if private_executable():
             name_process()
         elif check and os.geteuid() == 0:
@@ -79,6 +88,8 @@ def start(argv: Sequence[str], *, check: bool) -> NoReturn:
         from minirun.cli import fail_early
 
         sys.exit(fail_early(argv, error))
+    if verb_of(argv) in ENTERING_VERBS:
+        reduce_environment(argv)
     scrub_environment()
     from minirun.cli import main as run
 
@@ -198,6 +209,13 @@ def clean_environment(environment: Mapping[str, str], asked: Iterable[str] = ())
 
 def _dangerous(name: str) -> bool:
     return name in _DANGEROUS or name.startswith(_DANGEROUS_PREFIXES)
+
+
+def reduce_environment(argv: Sequence[str]) -> None:
+    """Leave in this process's environment only what is kept, and what the command line asks for."""
+    kept = clean_environment(os.environ, asked_for(argv))
+    os.environ.clear()
+    os.environ.update(kept)
 
 
 def asked_for(argv: Sequence[str]) -> Iterator[str]:

@@ -45,7 +45,7 @@ def _main(argv: Sequence[str]) -> int:
         return _misused(error)
     if not argv and "_MINIRUN_COMPLETE" in os.environ:
         return _human(options, argv)
-    if options.version or options.help or not options.verb:
+    if options.version or options.help or options.verb in ("", "help"):
         return _tell(options)
     log.configure(options)
     if options.verb in HUMAN:
@@ -60,7 +60,10 @@ def _tell(options: Options) -> int:
 
     if options.version:
         return write(version())
-    verb = VERBS.get(options.verb)
+    name = "".join(options.args[:1]) if options.verb == "help" else options.verb
+    if name in HUMAN:
+        return _human(options, [name, "--help"])
+    verb = VERBS.get(name)
     if verb is None:
         return write(overview())
     if verb.name == "checkpoint" and not verb.supported:
@@ -90,8 +93,14 @@ def _unsupported(name: str) -> MinirunError:
 
 
 def _human(options: Options, argv: Sequence[str]) -> int:
-    from minirun.cli.human import run  # click: 30 ms
-
+    try:
+        from minirun.cli.human import run  # click: 30 ms
+    except ModuleNotFoundError as error:
+        raise MinirunError(
+            f"command {options.verb} needs the Python module {error.name}",
+            cause="minirun runs isolated and sees only the modules that were installed with it",
+            fix="scripts/install",
+        ) from error
     return run(argv, options)
 
 

@@ -35,12 +35,13 @@ def bundle(path: Path) -> Path:
     config["process"].update(terminal=False, args=["/nothing"])
     del config["linux"]["resources"]
     hook = {"path": "/bin/sh", "args": ["sh", str(path / "hook"), str(path / "seen")]}
-    config["hooks"] = {"createRuntime": [hook]}
+    # It runs inside, and makes the runtime go there: so it must be sealed.
+    config["hooks"] = {"createRuntime": [hook], "startContainer": [{"path": "/nothing"}]}
     (path / "config.json").write_text(json.dumps(config))
     return path
 
 
-def test_the_runtime_is_a_sealed_copy(tmp_path: Path) -> None:
+def test_a_runtime_that_goes_inside_is_a_sealed_copy(tmp_path: Path) -> None:
     path = bundle(tmp_path)
     environment = {**os.environ, "SECRET": "s3cret", "LD_BIND_NOW": "1", "NOTIFY_SOCKET": ""}
     done = subprocess.run(

@@ -78,6 +78,26 @@ def test_help_of_each_verb(name: str, capfd: pytest.CaptureFixture[str]) -> None
     assert err == ""
 
 
+def test_help_as_a_command(capfd: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for argv in (["help"], ["--help"], ["help", "run"], ["run", "--help"]):
+        assert cli.main(argv) == 0
+        texts.append(capfd.readouterr().out)
+    assert texts[0] == texts[1] != texts[2] == texts[3]
+
+
+def test_a_missing_module_is_named(tmp_path: Path) -> None:
+    code = f"import sys; sys.path.append({str(REPO)!r}); from minirun import cli; "
+    done = subprocess.run(
+        [sys.executable, "-ISB", "-c", code + "sys.exit(cli.main(['completion', 'bash']))"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "minirun: command completion needs the Python module click\n"
+
+
 def test_help_of_run_has_two_groups(capfd: pytest.CaptureFixture[str]) -> None:
     cli.main(["run", "--help"])
     oci, _, rootfs = capfd.readouterr().out.partition("OPTIONS WITH --rootfs:")

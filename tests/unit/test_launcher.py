@@ -26,8 +26,14 @@ def test_it_knows_the_global_options_that_take_a_value() -> None:
     assert named == launcher.GLOBALS_WITH_VALUE
 
 
-def test_the_sealed_verbs_exist() -> None:
-    assert set(VERBS) >= launcher.SEALED_VERBS
+def test_the_verbs_with_a_reduced_environment_exist() -> None:
+    assert set(VERBS) >= launcher.ENTERING_VERBS
+
+
+def test_reducing_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"HOME": "/h", "SECRET": "s", "A": "a", "PATH": "/evil"})
+    launcher.reduce_environment(["run", "-e", "A", "web"])
+    assert os.environ == {"HOME": "/h", "A": "a", "PATH": launcher.SAFE_PATH}
 
 
 @pytest.mark.parametrize(

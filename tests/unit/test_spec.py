@@ -51,7 +51,7 @@ def resolve(name: str, node: dict[str, Any]) -> dict[str, Any]:
     return {**node, "file": name}
 
 
-@pytest.mark.skipif(not SCHEMA.is_dir(), reason="MINIRUN_OCI_SCHEMA is not set")
+@pytest.mark.requires("schema")
 @pytest.mark.parametrize(
     ("record", "file", "place"),
     [

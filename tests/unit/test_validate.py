@@ -292,7 +292,7 @@ def vectors(kind: str) -> list[Path]:
     return sorted((SCHEMA / "vectors" / "config" / kind).glob("*.json"))
 
 
-needs_schema = pytest.mark.skipif(not SCHEMA.is_dir(), reason="MINIRUN_OCI_SCHEMA is not set")
+needs_schema = pytest.mark.requires("schema")
 
 
 @needs_schema
