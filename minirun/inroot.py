@@ -111,5 +111,9 @@ def read_file(rootfd: int, path: str, limit: int = _MAX_FILE) -> bytes | None:
         while len(data) <= limit and (chunk := os.read(fd, limit + 1 - len(data))):
             data += chunk
         return data if len(data) <= limit else None
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.EINVAL, errno.EPERM):
+            return None  # a file of procfs: it says that it is regular, and reads otherwise
+        raise
     finally:
         os.close(fd)

@@ -12,6 +12,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 sys.path.insert(0, os.path.dirname(__file__))
+
+if TYPE_CHECKING:
+    from runtime import Box
 
 CGROUP = "/sys/fs/cgroup"
 
@@ -58,6 +63,8 @@ WORDS: dict[str, Callable[[], bool]] = {
     "seccomp": lambda: "Seccomp:" in _read("/proc/self/status"),
     "rootfs": lambda: os.path.isfile(os.environ.get("MINIRUN_ROOTFS_TARBALL", "")),
     "schema": lambda: os.path.isdir(os.environ.get("MINIRUN_OCI_SCHEMA", "")),
+    # What runs inside the containers: built here, or brought along.
+    "programs": lambda: bool(os.environ.get("MINIRUN_TEST_PROGRAMS") or shutil.which("gcc")),
     "vm": lambda: os.environ.get("MINIRUN_MUST_WORK") == "vm",
     **{
         name: _program(name)
@@ -104,13 +111,65 @@ def _promised(lacking: list[str]) -> bool:
     return bool(promise)
 
 
+# ---------------------------------------------------------------- containers
+
+
+@pytest.fixture(scope="session")
+def base() -> Iterator[Path]:
+    """A directory of this run, with the programs that root filesystems are made of.
+
+    Below /tmp, with a short name: sockets are made here, whose paths are short (unix(7)).
+    """
+    import runtime
+
+    place = Path(tempfile.mkdtemp(prefix="mr-", dir="/tmp"))
+    try:
+        place.chmod(0o711)  # who runs in a user namespace must get through
+        runtime.unpack_busybox(place)
+        runtime.build_programs(place)
+        yield place
+    finally:
+        shutil.rmtree(place)
+
+
+@pytest.fixture
+def place(base: Path) -> Iterator[Path]:
+    """A directory for one test; its containers end with it."""
+    import runtime
+
+    made = Path(tempfile.mkdtemp(dir=base))
+    made.chmod(0o711)
+    try:
+        yield made
+    finally:
+        runtime.clean(made)
+        shutil.rmtree(made)
+
+
+@pytest.fixture
+def box(place: Path, base: Path) -> Box:
+    """A container to be: see `runtime.Box`."""
+    import runtime
+
+    return runtime.Box(place, base)
+
+
+@pytest.fixture
+def canary(place: Path) -> Path:
+    """A directory of the host that nothing may change: see `runtime.host_same`."""
+    import runtime
+
+    return runtime.make_canary(place / "host")
+
+
 # ---------------------------------------------------------------- nothing is left
 
 
 def _cgroups() -> set[str]:
     found = set()
     for directory, _names, _files in os.walk(CGROUP):
-        if "/minirun" in directory:
+        # The parent of all containers stays: making it anew each time would race.
+        if "/minirun" in directory and directory != f"{CGROUP}/minirun":
             found.add(directory)
     return found
 
@@ -132,12 +191,13 @@ def _mounts() -> set[str]:
 
 
 def _processes() -> set[str]:
-    """Processes that bear our name, and children of this test run."""
+    """Processes that bear our name; not those that only wait for init to notice their end."""
     found = set()
     for name in os.listdir("/proc"):
         if name.isdigit():
             comm = _read(f"/proc/{name}/comm").strip()
-            if comm.startswith("minirun"):
+            ended = "\nState:\tZ" in _read(f"/proc/{name}/status")
+            if comm.startswith("minirun") and not ended:
                 found.add(f"{name} {comm}")
     return found
 
