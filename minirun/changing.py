@@ -88,8 +88,8 @@ def _by_namespace(container: Container) -> list[int]:
         if name.isdigit():
             try:
                 other = os.stat(f"/proc/{name}/ns/pid")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue  # gone, or not ours to look at, so not in it
             if (other.st_dev, other.st_ino) == (wanted.st_dev, wanted.st_ino):
                 found.append(int(name))
     return sorted(found)

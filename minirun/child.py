@@ -1,6 +1,7 @@
 """The container's side: the process that joins and unshares, and the one that becomes the payload.
 
-Both are forks of the parent. Before the first namespace is entered the interpreter is locked down: all that is used
+Both are forks of the parent. Before the first namespace is entered the interpreter is locked down:
+all that is used
 later is loaded, and nothing can be imported any more, because from the change of root on the files
 at the host's paths are the container's. A traceback alone would open them (its source lines, their
 coding cookies): errors are told as text over the channel.
@@ -57,6 +58,7 @@ def _ignore_unraisable(_what: Any) -> None:
 def run_outer(setup: Setup, channel: Channel) -> NoReturn:
     """Be the outer process: make the namespaces and the inner process in them, then end."""
     setup.channel = channel
+    setup.events = None if setup.events is None else []
     try:
         protect(setup)
         lock_down()
@@ -87,7 +89,8 @@ def protect(setup: Setup) -> None:
     # The lock above all: flock(2) is the open file's, which we share with the parent.
     process.close_all_but(setup.descriptors())
     process.prctl(process.PR_SET_DUMPABLE, 0)
-    resource.prlimit(0, "RLIMIT_CORE", 0, resource.hard_limit("RLIMIT_CORE"))
+    setup.core_limit = resource.limits("RLIMIT_CORE")
+    resource.prlimit(0, "RLIMIT_CORE", 0, setup.core_limit[1])
     process.set_name(f"minirun:{setup.cid}"[:15])
 
 

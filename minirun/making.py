@@ -148,7 +148,12 @@ def run(
     container, setup = _begin(root, cid, launch, events=explain is not None)
     with container:
         master = console_of(setup)
-        parent.create(setup)
+        try:
+            parent.create(setup)
+        except BaseException:
+            if explain is not None:
+                explain(_events(setup))  # what was done until it failed
+            raise
         try:
             with foreground.Signals() as caught:
                 parent.release(setup)

@@ -11,6 +11,7 @@ import struct
 from minirun import labels
 from minirun.kernel import process, trampoline
 from minirun.kernel.path import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_XDEV
+from minirun.kernel.resource import RLIMITS
 from minirun.kernel.seccomp import SECCOMP_SET_MODE_FILTER
 from minirun.kernel.trampoline import Data, Filter, Result, Vector
 from minirun.step import step
@@ -33,6 +34,7 @@ def _describe(setup: Setup) -> list[str]:
     names += [] if setup.spec.hooks.start_container else ["read(the word of start)"]
     if setup.process.apparmor_profile:
         names.append(f"write(attr/apparmor/exec, {setup.process.apparmor_profile})")
+    names += [f"prlimit64({one.type}, {one.soft}, {one.hard})" for one in setup.process.rlimits]
     names.append("fcntl(F_SETFD, FD_CLOEXEC) on what is still open")
     if _filtered(setup):
         names.append("seccomp(SECCOMP_SET_MODE_FILTER)")
@@ -59,6 +61,7 @@ def calls(setup: Setup) -> Calls:
         table += _label(setup, len(table))
     if not setup.spec.hooks.start_container or setup.target_pidfd >= 0:
         table += _wait(setup, len(table))
+    table += _limits(setup)
     for fd in (setup.waiting_on, setup.report_to):
         table.append(("fcntl", fd, _F_SETFD, _FD_CLOEXEC))
     if _filtered(setup):
@@ -74,6 +77,19 @@ def calls(setup: Setup) -> Calls:
     argv = [os.fsencode(arg) for arg in setup.process.args]
     table.append(("execve", Data(setup.program + b"\0"), Vector(argv), Vector(setup.environment)))
     return table
+
+
+def _limits(setup: Setup) -> Calls:
+    """The resource limits, so late that they do not hinder the set-up.
+
+    Those that rise above the hard limit `rlimits.raise_hard` has made possible from outside.
+    """
+    wanted = {"RLIMIT_CORE": setup.core_limit}
+    wanted |= {one.type: (one.soft, one.hard) for one in setup.process.rlimits}
+    return [
+        ("prlimit64", 0, RLIMITS[kind], Data(struct.pack("<QQ", soft, hard)), 0)
+        for kind, (soft, hard) in wanted.items()
+    ]
 
 
 def _enter(setup: Setup) -> Calls:

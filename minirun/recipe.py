@@ -119,7 +119,7 @@ ENTER = (
 )
 
 SETTLE = (
-    rlimits.set_all,
+    rlimits.raise_hard,
     outside.write_pid_file,
 )
 
@@ -151,7 +151,7 @@ EXEC = (
 )
 
 EXEC_SETTLE = (
-    rlimits.set_all,
+    rlimits.raise_hard,
     rlimits.set_oom_score,
     outside.write_pid_file,
 )

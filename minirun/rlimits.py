@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     details=lambda setup: [f"{one.type} {one.soft} {one.hard}" for one in setup.process.rlimits],
     why="from outside: raising a hard limit needs CAP_SYS_RESOURCE of the initial user namespace",
 )
-def set_all(setup: Setup) -> None:
-    """Set the resource limits"""
+def raise_hard(setup: Setup) -> None:
+    """Raise hard resource limits; `payload` sets the limits themselves"""
     for one in setup.process.rlimits:
-        resource.prlimit(setup.pid, one.type, one.soft, one.hard)
+        soft, hard = resource.limits(one.type)
+        if one.hard > hard:
+            resource.prlimit(setup.pid, one.type, soft, one.hard)
 
 
 @step(

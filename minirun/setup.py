@@ -98,6 +98,7 @@ class Setup:
         self.procfd = -1  # procfs.open_private
         self.mask_source = -1  # mounts: what hides a directory
         self.terminal_fd = -1  # terminal.open: the pty's slave
+        self.core_limit = (0, 0)  # child.protect: what RLIMIT_CORE was, for the payload
         self.labelfd = -1  # labels: a procfs through which the payload's label is set
         self.program = b""  # program.resolve: what is executed
         self.environment: list[bytes] = []  # program.prepare_environment

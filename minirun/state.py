@@ -56,7 +56,7 @@ class Saved(Record):
 
 def check_id(cid: str) -> None:
     """Refuse what cannot be the name of a container."""
-    good = cid and len(cid) <= _ID_MAX and set(cid) <= _ID_CHARACTERS and cid not in (".", "..")
+    good = cid and len(cid) <= _ID_MAX and set(cid) <= _ID_CHARACTERS and cid[0] not in ".-"
     if not good:
         raise MinirunError(
             f"invalid container ID format: {cid!a}",

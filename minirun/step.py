@@ -45,7 +45,8 @@ def step(
 
 def name_of(function: Step) -> str:
     """Name a step as errors and plans do: `mounts.pivot_root`."""
-    return f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+    module = function.__module__.removesuffix(".steps").rpartition(".")[2]
+    return f"{module}.{function.__name__}"
 
 
 def sentence_of(function: Step) -> str:

@@ -114,6 +114,9 @@ def _descend(
 def _mkdir(fd: int, name: str, here: str) -> bool:
     try:
         os.mkdir(name, 0o755, dir_fd=fd)
+        # Whatever the umask: a container's root in a user namespace must be able to look into it,
+        # or it cannot mount cgroup2.
+        os.chmod(name, 0o755, dir_fd=fd)
     except FileExistsError:
         return False
     except OSError as error:

@@ -100,6 +100,7 @@ MOUNT_ATTR_NAMES = {
     for name, value in list(globals().items())
     if name.startswith("MOUNT_ATTR_") and value and name != "MOUNT_ATTR__ATIME"
 }
+_CLEAR_NAMES = {"MOUNT_ATTR__ATIME": MOUNT_ATTR__ATIME, **MOUNT_ATTR_NAMES}
 
 
 class mount_attr(ctypes.Structure):
@@ -262,7 +263,7 @@ def mount_setattr(
         lambda: (
             f"mount_setattr({at(dirfd)}, {quote(path)}, {flags(how, _OPEN_TREE_NAMES)}, "
             f"{{attr_set={flags(set_, MOUNT_ATTR_NAMES)}, "
-            f"attr_clr={flags(clear, MOUNT_ATTR_NAMES)}, "
+            f"attr_clr={flags(clear, _CLEAR_NAMES)}, "
             f"propagation={flags(propagation, MS_NAMES)}, userns_fd={userns_fd}}})"
         ),
     )

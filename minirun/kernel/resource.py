@@ -33,12 +33,12 @@ def prlimit(pid: int, kind: str, soft: int, hard: int) -> None:
     )
 
 
-def hard_limit(kind: str) -> int:
-    """Return this process's hard limit."""
+def limits(kind: str) -> tuple[int, int]:
+    """Return this process's soft and hard limit."""
     limit = rlimit64()
     call(
         _prlimit64,
         (0, RLIMITS[kind], None, ctypes.byref(limit)),
         lambda: f"prlimit64(0, {kind}, NULL, …)",
     )
-    return int(limit.rlim_max)
+    return int(limit.rlim_cur), int(limit.rlim_max)
