@@ -57,16 +57,17 @@ def _describe(setup: Setup) -> list[str]:
 def _shell(setup: Setup) -> list[str]:
     wanted = setup.process.capabilities or Capabilities()
 
-    def listed(kind: str) -> str:
-        names = [name.lower().removeprefix("cap_") for name in getattr(wanted, kind)]
-        return ",".join(["-all", *(f"+{name}" for name in names)])
+    def listed(names: Sequence[str]) -> str:
+        return ",".join(["-all", *(f"+{name.lower().removeprefix('cap_')}" for name in names)])
 
+    # kernel: an ambient capability must be inheritable too.
+    ambient = [name for name in wanted.ambient if name in wanted.inheritable]
     user = setup.process.user
     ids = f"--reuid {user.uid} --regid {user.gid} --clear-groups"
     nnp = " --no-new-privs" if setup.process.no_new_privileges else ""
     return [
-        f"setpriv {ids} --bounding-set={listed('bounding')} "
-        f"--inh-caps={listed('inheritable')} --ambient-caps={listed('ambient')}{nnp}"
+        f"setpriv {ids} --bounding-set={listed(wanted.bounding)} "
+        f"--inh-caps={listed(wanted.inheritable)} --ambient-caps={listed(ambient)}{nnp}"
     ]
 
 

@@ -1,10 +1,9 @@
 """The container's side: the process that joins and unshares, and the one that becomes the payload.
 
 Both are forks of the parent. Before the first namespace is entered the interpreter is locked down:
-all that is used
-later is loaded, and nothing can be imported any more, because from the change of root on the files
-at the host's paths are the container's. A traceback alone would open them (its source lines, their
-coding cookies): errors are told as text over the channel.
+all that is used later is loaded, and nothing can be imported any more, because from the change of
+root on the files at the host's paths are the container's. A traceback alone would open them (its
+source lines, their coding cookies): errors are told as text over the channel.
 """
 
 from __future__ import annotations

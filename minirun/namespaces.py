@@ -72,7 +72,16 @@ def open_namespace(kind: str, path: str, where: str) -> int:
     return fd
 
 
-@step(_joined, details=_joined)
+def _nsenter(setup: Setup) -> list[str]:
+    words = [
+        f"--{'mount' if entry.type == 'mount' else FILES[entry.type]}='{entry.path}'"
+        for entry in setup.spec.linux.namespaces
+        if entry.path
+    ]
+    return ["nsenter " + " ".join(words)]
+
+
+@step(_joined, details=_joined, shell=_nsenter)
 def join(setup: Setup) -> None:
     """Join the namespaces that are given by path"""
     # kernel: the user namespace first, for the right to join the others that it owns; if its
@@ -103,7 +112,19 @@ def _become_root() -> None:
     os.setresuid(0, 0, 0)
 
 
-@step(lambda setup: setup.new_user_namespace, why="its owner may do to the others what root may")
+def _user_options(setup: Setup) -> list[str]:
+    linux = setup.spec.linux
+    words = ["unshare --user"]
+    for flag, mappings in (("users", linux.uid_mappings), ("groups", linux.gid_mappings)):
+        words += [f"--map-{flag}={o.container_id}:{o.host_id}:{o.size}" for o in mappings]
+    return [" ".join([*words, "--setuid 0 --setgid 0"])]
+
+
+@step(
+    lambda setup: setup.new_user_namespace,
+    shell=_user_options,
+    why="its owner may do to the others what root may",
+)
 def unshare_user(setup: Setup) -> None:
     """Make the user namespace, wait for its id maps, become its root"""
     # kernel: before the other namespaces, so that it owns them.
@@ -118,7 +139,8 @@ def unshare_user(setup: Setup) -> None:
     _made,
     details=lambda setup: [libc.flags(_made(setup), unshare.CLONE_NAMES)],
     shell=lambda setup: [
-        " ".join(
+        "unshare "
+        + " ".join(
             _UNSHARE_OPTIONS[kind] for kind in _UNSHARE_OPTIONS if kind in setup.new_namespaces
         )
     ],

@@ -373,7 +373,11 @@ VERBS = {verb.name: verb for verb in _ALL}
 
 # The verbs for people: what they do, and where click finds them. They are loaded when called.
 HUMAN = {
-    "rootfs": ("fetch, list, verify and remove root filesystems", "minirun.cli.rootfs:rootfs"),
+    "plan": ("print the steps that make a container, as a script too", "minirun.cli.plan:command"),
+    "rootfs": (
+        "pull, import, build, list and remove root filesystems",
+        "minirun.cli.rootfs:rootfs",
+    ),
     "network": ("list and clean up networks, addresses and ports", "minirun.cli.network:network"),
     "completion": ("print the completion script of a shell", "minirun.cli.human:completion"),
 }

@@ -8,6 +8,7 @@ from minirun.step import step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from minirun.cgroups.group import Group
     from minirun.setup import Setup
 
 
@@ -19,9 +20,9 @@ def _describe(setup: Setup) -> list[str]:
 def _shell(setup: Setup) -> list[str]:
     path = "/sys/fs/cgroup/" + location(setup.spec.linux.cgroups_path, setup.cid).lstrip("/")
     asked = setup.spec.linux.resources
-    lines = [f"mkdir -p '{path}'"]
-    lines += [f"echo '{one.value}' > '{path}/{one.file}'" for one in resources.writes(asked)]
-    return [*lines, f"echo $$ > '{path}/cgroup.procs'"]
+    quoted = [(one.value.replace("'", "'\\''"), one.file) for one in resources.writes(asked)]
+    lines = [f"echo '{value}' > \"$group/{file}\"" for value, file in quoted]
+    return [f"group='{path}'", 'mkdir -p "$group"', *lines]
 
 
 def _limits(setup: Setup) -> list[str]:
@@ -41,11 +42,16 @@ def create(setup: Setup) -> None:
         return
     path = location(setup.spec.linux.cgroups_path, setup.cid)
     setup.group = cgroupfs.create(tree, path, needed)
-    setup.undo.append(lambda: cgroupfs.discard(setup.group))
+    setup.undo.append(lambda: _undo(setup.group))
     setup.group_fd = setup.group.dirfd
 
 
-@step(lambda setup: resources.needed(setup.spec.linux.resources), details=_limits)
+def _undo(group: Group) -> None:
+    group.kill()
+    cgroupfs.discard(group)
+
+
+@step(lambda setup: resources.writes(setup.spec.linux.resources), details=_limits)
 def limit(setup: Setup) -> None:
     """Set the limits of the cgroup"""
     if setup.group is not None:

@@ -1,0 +1,146 @@
+"""The plan of a container: the recipe's steps that its configuration asks for, told not taken.
+
+Text and JSON list the steps with what each will do; the shell form is a script of unshare, mount,
+ip, nsenter and setpriv that builds a like container. All come from the tuples that `create` follows
+and from each step's own `when`, `details` and `shell`.
+"""
+
+from __future__ import annotations
+
+from minirun import recipe
+from minirun.setup import Setup
+from minirun.step import name_of, sentence_of, wanted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+_HEADS = {
+    "parent": "minirun, outside the container",
+    "outer": "a process that makes and joins namespaces",
+    "inner": "the container's first process",
+}
+_SHOWN = 40  # details of one step before the text form cuts
+
+
+def steps_of(setup: Setup) -> list[dict[str, Any]]:
+    """List the steps that will be taken, in the order of time, as JSON objects."""
+    found = []
+    for stage, steps in recipe.CREATE:
+        for function in steps:
+            if wanted(function, setup):
+                details = getattr(function, "details", None)
+                found.append(
+                    {
+                        "stage": stage,
+                        "step": name_of(function),
+                        "what": sentence_of(function),
+                        "why": getattr(function, "why", ""),
+                        "details": list(details(setup)) if details else [],
+                    }
+                )
+    return found
+
+
+def text_of(setup: Setup) -> str:
+    """Render the plan for people."""
+    lines: list[str] = []
+    stage = ""
+    for number, step in enumerate(steps_of(setup), 1):
+        if step["stage"] != stage:
+            stage = step["stage"]
+            lines += ["", f"{_HEADS[stage]}:"]
+        lines.append(f"{number:4}. {step['what']:<64} {step['step']}")
+        if step["why"]:
+            lines.append(f"        because {step['why']}")
+        lines += [f"        {detail}" for detail in step["details"][:_SHOWN]]
+        if len(step["details"]) > _SHOWN:
+            lines.append(f"        … and {len(step['details']) - _SHOWN} more")
+    return "\n".join([*lines[1:], ""])
+
+
+def _lines(setup: Setup, stages: Sequence[Any]) -> list[str]:
+    """The shell lines of the wanted steps, each step's sentence before them."""
+    found: list[str] = []
+    for steps in stages:
+        for function in steps:
+            shell = getattr(function, "shell", None)
+            if not wanted(function, setup):
+                continue
+            lines = list(shell(setup)) if shell else []
+            if lines:
+                found += ["", f"# {name_of(function)}: {sentence_of(function)}", *lines]
+    return found
+
+
+def shell_of(setup: Setup) -> str:
+    """Render the plan as a script that builds a like container with common tools.
+
+    What no tool can do is a comment: the system call filter, the device program, hooks.
+    """
+    prefix = [line for line in _lines(setup, [recipe.OUTER]) if line and line[0] != "#"]
+    inside = _lines(setup, [recipe.INNER, recipe.ENTER])
+    last = [line for line in inside if line.startswith("setpriv ")]
+    inside = [line for line in inside if not line.startswith("setpriv ")]
+    return "\n".join(
+        [
+            "#!/bin/sh",
+            f"# A container like {setup.cid}, by hand. Needs root, util-linux and iproute2.",
+            *_missing(setup),
+            "set -eu",
+            f"root={_quote(setup.root_path)}",
+            "",
+            'if [ "${1:-}" != inside ]; then',
+            *_indented([line for line in _lines(setup, [recipe.PREPARE]) if line]),
+            "",
+            "    # Born in the cgroup; the other side of this if, in new namespaces.",
+            "    status=0",
+            '    sh -c \'echo $$ > "$0/cgroup.procs"; exec "$@"\' "$group" \\',
+            "        " + " ".join([*prefix, 'sh "$0" inside || status=$?']),
+            '    rmdir "$group"',
+            "    exit $status",
+            "fi",
+            *inside,
+            "",
+            "# The host's setpriv, through the descriptor that still leads there (9).",
+            _program(setup, last[0] if last else ""),
+            "",
+        ]
+    ).replace('\ncd "$root"\npivot_root', '\ncd "$root"\nexec 9</\npivot_root')
+
+
+def _missing(setup: Setup) -> list[str]:
+    found = []
+    if setup.spec.linux.seccomp:
+        found.append("# Left out: the system call filter, which no shell tool can load.")
+    if setup.spec.linux.resources and setup.spec.linux.resources.devices:
+        found.append("# Left out: the device program, which no shell tool can load.")
+    hooks = setup.spec.hooks
+    if any(getattr(hooks, name) for name in hooks.encode()):
+        found.append("# Left out: the hooks.")
+    return found
+
+
+def _indented(lines: list[str]) -> list[str]:
+    return [f"    {line}" for line in lines]
+
+
+def _program(setup: Setup, setpriv: str) -> str:
+    environment = " ".join(_quote(entry) for entry in setup.process.env)
+    command = " ".join(_quote(arg) for arg in setup.process.args)
+    options = setpriv.removeprefix("setpriv ")
+    return "\n".join(
+        [
+            "host=/proc/self/fd/9",
+            'for loader in "$host"/usr/lib/*-linux-gnu/ld-linux-*.so.*; do',
+            '    exec "$loader" --library-path "${loader%/*}" "$host/usr/bin/setpriv" \\',
+            f"        {options} \\",
+            f"        /bin/sh -c 'exec 9<&-; exec env -i \"$@\"' sh {environment} {command}",
+            "done",
+        ]
+    )
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
