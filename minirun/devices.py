@@ -80,7 +80,9 @@ def open_nodes(setup: Setup) -> None:
             continue
         fd = m.open_tree(AT_FDCWD, device.path, m.OPEN_TREE_CLONE)
         _check_node(os.fstat(fd), device)
-        m.mount_setattr(fd, set_=m.MOUNT_ATTR_NOSUID | m.MOUNT_ATTR_NOEXEC)
+        # Private: what the container mounts on its node must not appear on the host's.
+        attributes = m.MOUNT_ATTR_NOSUID | m.MOUNT_ATTR_NOEXEC
+        m.mount_setattr(fd, set_=attributes, propagation=m.MS_PRIVATE)
         setup.device_sources[device.path] = fd
 
 

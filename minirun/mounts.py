@@ -93,6 +93,8 @@ def open_sources(setup: Setup) -> None:
     if setup.spec.linux.masked_paths:
         setup.null_source = m.open_tree(AT_FDCWD, "/dev/null", m.OPEN_TREE_CLONE)
         _check_null(setup.null_source)
+        # Else a second mask on it would appear on the host's /dev/null.
+        m.mount_setattr(setup.null_source, propagation=m.MS_PRIVATE)
 
 
 def _open_source(setup: Setup, number: int, entry: Mount, options: Options) -> int:
@@ -101,9 +103,20 @@ def _open_source(setup: Setup, number: int, entry: Mount, options: Options) -> i
     path = os.path.join(setup.bundle, entry.source)
     how = m.OPEN_TREE_CLONE | (AT_RECURSIVE if options.recursive_bind else 0)
     fd = m.open_tree(AT_FDCWD, path, how)
+    if not _propagates(setup, options):
+        # A copy of a shared mount is its peer, and what is mounted on it appears at the source.
+        m.mount_setattr(fd, propagation=m.MS_SLAVE, recursive=True)
     if options.idmap:
         _map_ids(setup, number, entry, fd, options)
     return fd
+
+
+def _propagates(setup: Setup, options: Options) -> bool:
+    """Whether mounts of the container shall reach the host: asked of the root and of the mount."""
+    return bool(
+        mountoptions.PROPAGATION.get(setup.spec.linux.rootfs_propagation or "", 0) & m.MS_SHARED
+        and any(flag & m.MS_SHARED for flag in options.propagation)
+    )
 
 
 def _map_ids(setup: Setup, number: int, entry: Mount, fd: int, options: Options) -> None:
