@@ -91,6 +91,8 @@ def protect(setup: Setup) -> None:
     setup.core_limit = resource.limits("RLIMIT_CORE")
     resource.prlimit(0, "RLIMIT_CORE", 0, setup.core_limit[1])
     process.set_name(f"minirun:{setup.cid}"[:15])
+    # Mount points and the working directory are the container's to use; ours was for our files.
+    os.umask(0o022)
 
 
 def fail(setup: Setup, error: BaseException) -> NoReturn:
