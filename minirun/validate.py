@@ -11,6 +11,8 @@ cgroup limits and paths, seccomp rules.
 
 from __future__ import annotations
 
+import os
+
 from minirun.errors import ConfigError
 from minirun.refuse import absolute, refuse_unless, unsupported_yet
 from minirun.spec import Spec
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     Notes = list[str]
     Check = Callable[[Spec, Notes], None]
 
+PATH_MAX = 4096  # with the NUL at the end (include/uapi/linux/limits.h)
 PROPAGATIONS = ("shared", "slave", "private", "unbindable")
 MAJOR_MAX, MINOR_MAX = (1 << 12) - 1, (1 << 20) - 1  # MKDEV (include/linux/kdev_t.h)
 
@@ -97,6 +100,8 @@ def mounts(spec: Spec, notes: Notes) -> None:
     for number, entry in enumerate(spec.mounts):
         where = f"mounts[{number}]"
         refuse_unless(entry.destination, f"{where}.destination", "must not be empty")
+        fits = len(os.fsencode(entry.destination)) < PATH_MAX
+        refuse_unless(fits, f"{where}.destination", f"is longer than {PATH_MAX - 1} bytes")
         if not entry.destination.startswith("/"):
             notes.append(f"{where}: relative destination {entry.destination!r} is taken from /")
         refuse_unless(
