@@ -161,16 +161,16 @@ def run(
                 _unlock(container)
                 if explain is not None:
                     explain(_events(setup))
+                launch.notes = setup.notes
                 if detach:
                     return 0
                 status = attend(setup, master, caught)
         except BaseException:
             _destroy(container, setup)
             raise
-        setup.notes += oom_notes(setup, status)
+        launch.notes += oom_notes(setup, status)
     if not keep:
         ending.delete(root, cid, force=True)
-    launch.notes = setup.notes
     return status
 
 

@@ -64,6 +64,7 @@ MAP = (outside.write_id_maps,)
 TIME = (outside.write_time_offsets,)
 
 INNER = (
+    terminal.silence,
     terminal.new_session,
     sync.await_adoption,
     namespaces.unshare_cgroup,  # kernel: its root is the group that the process is in

@@ -49,6 +49,7 @@ class Launch:
         self.detach = detach
         self.cgroup = cgroup
         self.ignore_paused = ignore_paused
+        self.silent = False  # standard streams: /dev/null instead of the caller's
         self.notes: list[str] = []  # what run has to say in the end
 
 

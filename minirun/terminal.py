@@ -87,6 +87,18 @@ def open_console_socket(setup: Setup) -> None:
     setup.console = sock.detach()
 
 
+@step(
+    lambda setup: setup.launch.silent and not setup.process.terminal,
+    why="whoever reads our output must not wait for a container that runs on by itself",
+)
+def silence(_setup: Setup) -> None:
+    """Let the standard streams lead to /dev/null"""
+    fd = os.open("/dev/null", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    for stream in (0, 1, 2):
+        os.dup2(fd, stream)
+    os.close(fd)
+
+
 @step(why="a signal or ioctl of the payload must not reach the caller's terminal: setsid(2)")
 def new_session(_setup: Setup) -> None:
     """Start a session of its own"""

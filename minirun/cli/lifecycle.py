@@ -65,6 +65,7 @@ def run(options: Options) -> int:
 
 def _run(options: Options, bundle: str) -> int:
     launch = launch_of(options, bundle)
+    launch.silent = options.rootfs is not None and options.detach
     explain: Explain | None = None
     if options.explain:
         from minirun.cli.explain import show
@@ -79,7 +80,7 @@ def _run(options: Options, bundle: str) -> int:
         explain=explain,
     )
     for note in launch.notes:
-        log.warning(note)
+        log.warning(note, always=options.rootfs is not None)
     return status
 
 
