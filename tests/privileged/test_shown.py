@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
+import tempfile
 import time
 from typing import TYPE_CHECKING
 
@@ -188,8 +190,10 @@ def test_capability_sets(data: Path, flags: tuple[str, ...], names: str) -> None
 
 
 @pytest.mark.requires("podman")
-def test_podman_runs_by_minirun(tmp_path: Path) -> None:
-    root = ["podman", "--root", str(tmp_path / "root"), "--runroot", str(tmp_path / "run")]
+def test_podman_runs_by_minirun() -> None:
+    # podman takes no more than 50 characters.
+    place = tempfile.mkdtemp(prefix="podman-", dir="/var/tmp")
+    root = ["podman", "--root", f"{place}/root", "--runroot", f"{place}/run"]
     base = [*root, "--cgroup-manager", "cgroupfs", "--events-backend", "none"]
     image = os.environ["MINIRUN_ROOTFS_TARBALL"]
     done = subprocess.run(
@@ -209,3 +213,4 @@ def test_podman_runs_by_minirun(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout) == (0, "by minirun\n"), done.stderr
     finally:
         subprocess.run([*base, "system", "reset", "--force"], capture_output=True, check=False)
+        shutil.rmtree(place, ignore_errors=True)
