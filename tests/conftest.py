@@ -8,6 +8,7 @@ is a failure. An unknown word is an error everywhere.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -196,15 +197,21 @@ def _mounts() -> set[str]:
 
 
 def _processes() -> set[str]:
-    """Processes that bear our name; not those that only wait for init to notice their end."""
-    found = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            comm = _read(f"/proc/{name}/comm").strip()
-            ended = "\nState:\tZ" in _read(f"/proc/{name}/status")
-            if comm.startswith("minirun") and not ended:
-                found.add(f"{name} {comm}")
+    """Processes below this one; orphans too, since this one adopts them (`pytest_configure`)."""
+    found, rest = set(), [str(os.getpid())]
+    while rest:
+        pid = rest.pop()
+        for child in _read(f"/proc/{pid}/task/{pid}/children").split():
+            state = _read(f"/proc/{child}/stat").rpartition(")")[2].split()[:1]
+            if state and state[0] not in "ZX":
+                found.add(f"{child} {_read(f'/proc/{child}/comm').strip()}")
+            rest.append(child)
     return found
+
+
+def pytest_configure() -> None:
+    """Adopt the orphans of the tests: whatever is left then is below this process."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
 def _listing(path: str) -> set[str]:
