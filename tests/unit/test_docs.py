@@ -1,0 +1,194 @@
+"""The documents say what the program is: made parts are current, and what is written is so."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minirun import mountoptions
+from minirun.engine import defaults
+from minirun.errors import ConfigError
+from minirun.grammar import Verb
+from minirun.options import GLOBALS, HUMAN, VERBS
+from minirun.spec import Mount, Spec
+from minirun.validate import validate
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+README = (CHECKOUT / "README.md").read_text()
+MAN = CHECKOUT / "minirun" / "man"
+DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "rootfs/README.md")
+
+
+def part(heading: str, text: str = README) -> str:
+    """Give a section of README.md."""
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    assert found is not None, heading
+    return found[1]
+
+
+def test_made_parts_are_current() -> None:
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "lib.docs", "--check"],
+        cwd=CHECKOUT,
+        env={**os.environ, "PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / 'scripts'}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, f"run scripts/docs\n{done.stdout}{done.stderr}"
+
+
+# ---------------------------------------------------------------- manual pages
+
+
+@pytest.mark.skipif(not shutil.which("groff"), reason="needs groff")
+@pytest.mark.parametrize("page", sorted(path.name for path in MAN.glob("*.1")))
+def test_pages_are_set_without_warnings(page: str) -> None:
+    command = ["groff", "-man", "-Tascii", "-ww", "-z", "-rCHECKSTYLE=3", page]
+    done = subprocess.run(command, cwd=MAN, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS.values() if verb.supported])
+def test_pages_name_every_option(verb: Verb) -> None:
+    text = (MAN / f"minirun-{verb.name}.1").read_text().replace("\\-", "-")
+    for option in verb.options:
+        assert (f"\\fB--{option.names[0]}\\fR" in text) is not option.hidden
+
+
+def test_the_first_page_names_every_verb_and_global_option() -> None:
+    text = (MAN / "minirun.1").read_text().replace("\\-", "-")
+    for verb in VERBS.values():
+        assert (f"\nminirun-{verb.name}(1)\n" in text) is verb.supported
+    for name in HUMAN:
+        assert f"\nminirun-{name}(1)\n" in text
+        assert (MAN / f"minirun-{name}.1").exists()
+    assert all(f"--{option.names[0]}" in text for option in GLOBALS if not option.hidden)
+
+
+# ---------------------------------------------------------------- README.md
+
+
+def test_unsupported_verbs_are_said_to_be() -> None:
+    told = part("What does not work yet").partition("Not there:")[0].replace("\n", " ")
+    commands = told[: told.index(";")]
+    named = set(re.findall(r"`(\w+)`", commands))
+    assert named == {verb.name for verb in VERBS.values() if not verb.supported}
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "linux.intelRdt": {"linux": {"intelRdt": {"closID": "x"}}},
+    "linux.netDevices": {"linux": {"netDevices": {"eth0": {}}}},
+    "linux.personality": {"linux": {"personality": {"domain": "LINUX"}}},
+    "linux.memoryPolicy": {"linux": {"memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0"}}},
+    "linux.mountLabel": {"linux": {"mountLabel": "x"}},
+    "vm": {"vm": {"kernel": {"path": "/k"}}},
+    "process.selinuxLabel": {"process": {"selinuxLabel": "x"}},
+    "process.scheduler": {"process": {"scheduler": {"policy": "SCHED_IDLE"}}},
+    "process.ioPriority": {"process": {"ioPriority": {"class": "IOPRIO_CLASS_IDLE"}}},
+    "process.execCPUAffinity": {"process": {"execCPUAffinity": {"initial": "0"}}},
+    "linux.seccomp.listenerPath": {
+        "linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/s"}}
+    },
+}
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_fields_that_are_said_to_be_refused_are(field: str) -> None:
+    assert f"`{field}`" in part("What does not work yet")
+    config: dict[str, Any] = {
+        "ociVersion": "1.2.0",
+        "root": {"path": "rootfs"},
+        "process": {"args": ["x"], "cwd": "/"},
+        "linux": {"namespaces": [{"type": "mount"}, {"type": "network"}]},
+    }
+    validate(Spec.decode(config))
+    for name, value in REFUSED[field].items():
+        config[name] = {**config.get(name, {}), **value}
+    with pytest.raises(ConfigError, match="is not supported yet") as caught:
+        validate(Spec.decode(config))
+    assert caught.value.path == field
+
+
+def test_mount_options_that_are_said_to_be_refused_are() -> None:
+    told = re.search(r"the mount options (.*?)\.", part("What does not work yet"), re.S)
+    assert told is not None
+    names = re.findall(r"`([\w-]+)`", told[1])
+    assert sorted(names) == sorted(mountoptions.UNSUPPORTED)
+    for name in names:
+        entry = Mount.decode({"destination": "/x", "type": "tmpfs", "options": [name]}, "mounts[0]")
+        with pytest.raises(ConfigError, match="is not supported yet"):
+            mountoptions.parse(entry, "mounts[0]")
+
+
+def test_error_words_are_in_the_program() -> None:
+    rows = [row for row in part("Errors and exit codes").splitlines() if row.startswith("| `")]
+    words = [word for row in rows for word in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert len(words) > 12
+    sources = [path.read_text() for path in (CHECKOUT / "minirun").rglob("*.py")]
+    # The kernel's own words, and one that begins with what varies.
+    own = [
+        word
+        for word in words
+        if word not in ("no such file or directory", "invalid config: PATH: …")
+    ]
+    assert [word for word in own if not any(word in text for text in sources)] == []
+
+
+def test_the_table_of_defaults_is_theirs() -> None:
+    told = part("Safe by default")
+    listed = re.search(r"the capabilities ([A-Z_, ]+)", told)
+    assert listed is not None
+    names = tuple(f"CAP_{name.strip()}" for name in listed[1].split(","))
+    assert names == defaults.CAPABILITIES
+    assert f"and {defaults.PIDS} processes" in told
+    soft, hard = defaults.RLIMITS["RLIMIT_NOFILE"]
+    assert f"at most {soft} open files ({hard} " in told
+    assert defaults.RLIMITS["RLIMIT_CORE"] == (0, 0)
+    assert defaults.MEMORY_DIVISOR == 2
+    assert {"time", *defaults.NAMESPACES} == {"mount", "pid", "ipc", "uts", "cgroup", "time"}
+
+
+def test_flags_that_are_named_exist() -> None:
+    known = {f"--{name}" for verb in VERBS.values() for o in verb.options for name in o.names}
+    known |= {f"--{name}" for option in GLOBALS for name in option.names}
+    # Of minirun's other verbs and scripts, and of other programs.
+    known |= {"--json", "--shell", "--name", "--uninstall", "--prefix", "--runtime", "--help"}
+    known |= {"--cgroup-manager"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
+
+
+# ---------------------------------------------------------------- all of them
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name: str) -> None:
+    path = CHECKOUT / name
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        there = path.parent / file if file else path
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there.read_text()), target
+
+
+def anchors(text: str) -> set[str]:
+    """Give what the headings of a text are called in links."""
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_scripts_and_files_that_are_named_exist(name: str) -> None:
+    text = (CHECKOUT / name).read_text()
+    for path in re.findall(r"(?<![\w/.])((?:scripts|tests|minirun)/[\w./-]*\w)", text):
+        assert (CHECKOUT / path).exists(), path
