@@ -15,9 +15,11 @@ Nothing but os and sys is loaded here; the command line loads what its verb need
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
+from minirun import precompiled
 from minirun.errors import MinirunError
 
 TYPE_CHECKING = False
@@ -72,13 +74,27 @@ def start(argv: Sequence[str], *, check: bool) -> NoReturn:
 
     With `check`, root refuses to run code that others can change.
     """
+    # Making the modules' functions and classes, all of which stay, sets it off again and again:
+    # 11 ms. The verbs for people turn it on again.
+    gc.disable()
+    precompiled.use()
     try:
-        _start(argv, check=check)
+        _leave(_start(argv, check=check))
     except KeyboardInterrupt:
         sys.exit(128 + 2)
 
 
-def _start(argv: Sequence[str], *, check: bool) -> NoReturn:
+def _leave(status: int) -> NoReturn:
+    """Exit; without taking the interpreter to pieces (3 ms) where nothing waits for the end."""
+    if "atexit" in sys.modules or "threading" in sys.modules:
+        sys.exit(status)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(status & 0xFF)
+
+
+def _start(argv: Sequence[str], *, check: bool) -> int:
     try:
         if private_executable():
             name_process()
@@ -87,13 +103,13 @@ def _start(argv: Sequence[str], *, check: bool) -> NoReturn:
     except (MinirunError, OSError) as error:
         from minirun.cli import fail_early
 
-        sys.exit(fail_early(argv, error))
+        return fail_early(argv, error)
     if verb_of(argv) in ENTERING_VERBS:
         reduce_environment(argv)
     scrub_environment()
     from minirun.cli import main as run
 
-    sys.exit(run(argv))
+    return run(argv)
 
 
 def _import_paths() -> list[str]:

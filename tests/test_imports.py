@@ -83,5 +83,5 @@ def test_the_launcher_loads_nothing_before_it_is_sealed() -> None:
     )
     modules = set(done.stdout.split())
     ours = {name for name in modules if name.startswith("minirun")}
-    assert ours == {"minirun", "minirun.errors", "minirun.launcher"}
+    assert ours == {"minirun", "minirun.errors", "minirun.launcher", "minirun.precompiled"}
     assert not modules & (FORBIDDEN | {"ctypes", "fcntl"})

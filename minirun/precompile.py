@@ -1,0 +1,116 @@
+"""Writes the one file that `minirun.precompiled` loads: `python3 -m minirun.precompile`.
+
+Left out of the code are annotations and docstrings, except those of decorated functions, which the
+plan of the steps and the command line show. Run it after a change of the sources; until then what
+has changed is loaded as if there were no such file.
+"""
+
+from __future__ import annotations
+
+import ast
+import marshal
+import os
+
+from minirun import precompiled
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import CodeType
+    from typing import Any
+
+    Entry = tuple[bool, str, int, int, int, int]
+
+# What engine verbs load; reading the file is paid for by its size.
+DIRECTORIES = (".", "cgroups", "cli", "kernel")
+
+
+def main() -> None:
+    """Write the file; another process sees the old one or the new one."""
+    target = precompiled.path()
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    unfinished = f"{target}.{os.getpid()}"
+    with open(unfinished, "wb") as file:
+        file.write(archive(precompiled.PACKAGE))
+    os.replace(unfinished, target)
+
+
+def archive(package: str) -> bytes:
+    """Return the file's content for the sources below the directory `package`."""
+    index: dict[str, Entry] = {}
+    codes = bytearray()
+    for name, relative in modules(package):
+        with open(f"{package}/{relative}", "rb") as file:
+            source, status = file.read(), os.fstat(file.fileno())
+        code = marshal.dumps(compiled(source, f"{package}/{relative}"))
+        where = (len(codes), len(codes) + len(code))
+        is_package = relative.endswith("__init__.py")
+        index[name] = (is_package, relative, status.st_mtime_ns, status.st_size, *where)
+        codes += code
+    head = marshal.dumps(index)
+    return b"".join((precompiled.MAGIC, len(head).to_bytes(4, "little"), head, codes))
+
+
+def modules(package: str) -> Iterator[tuple[str, str]]:
+    """Give the full name and the path below `package` of each module that goes in."""
+    root = os.path.basename(package)
+    for directory in DIRECTORIES:
+        for file in sorted(os.listdir(f"{package}/{directory}")):
+            if file.endswith(".py") and file != "__main__.py":
+                relative = os.path.normpath(f"{directory}/{file}")
+                parts = [root, *relative.removesuffix(".py").split("/")]
+                yield ".".join(parts).removesuffix(".__init__"), relative
+
+
+def compiled(source: bytes, path: str) -> CodeType:
+    """Compile a module without what only readers and type checkers use."""
+    tree = ast.fix_missing_locations(_Strip().visit(ast.parse(source, path)))
+    code: CodeType = compile(tree, path, "exec", dont_inherit=True)
+    return code
+
+
+class _Strip(ast.NodeTransformer):
+    """Takes annotations, docstrings and what is for type checkers out of a syntax tree."""
+
+    def visit_Module(self, node: ast.Module) -> Any:
+        return self._documented(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> Any:
+        return self._documented(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
+        node.returns = None
+        if node.decorator_list:
+            self.generic_visit(node)
+            return node
+        return self._documented(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        self.generic_visit(node)
+        if node.value is None:
+            return ast.copy_location(ast.Pass(), node)
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
+        return ast.copy_location(ast.Pass(), node) if node.module == "__future__" else node
+
+    def visit_If(self, node: ast.If) -> Any:
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            rest = [self.visit(statement) for statement in node.orelse]
+            return rest or ast.copy_location(ast.Pass(), node)
+        self.generic_visit(node)
+        return node
+
+    def _documented(self, node: Any) -> Any:
+        if ast.get_docstring(node, clean=False) is not None:
+            node.body[0] = ast.copy_location(ast.Pass(), node.body[0])
+        self.generic_visit(node)
+        return node
+
+
+if __name__ == "__main__":
+    main()

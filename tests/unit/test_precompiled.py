@@ -1,0 +1,114 @@
+"""The file of compiled modules: what is loaded from it behaves as its sources, which win."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minirun import precompile, precompiled, recipe, spec, step
+
+SOURCE = Path(precompiled.PACKAGE)
+
+_LOOK = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from minirun import precompiled
+precompiled.use()
+from minirun import recipe, spec, step
+from minirun.kernel import libc
+tuples = [steps for _, steps in recipe.CREATE]
+print(json.dumps({
+    "from_file": sorted(
+        name for name, module in sys.modules.items()
+        if type(getattr(module.__spec__, "loader", None)).__name__ == "Finder"
+    ),
+    "sentences": [step.sentence_of(one) for steps in tuples for one in steps],
+    "spec": repr(spec.Spec.decode({"ociVersion": "1.0.2", "hostname": "web"})),
+    "file": libc.__file__,
+    "line": libc.call.__code__.co_firstlineno,
+    "traced": libc.call.__code__.co_filename,
+    "errno": getattr(libc, "ADDED", None),
+    "stripped": [libc.call.__doc__, libc.call.__annotations__],
+}))
+"""
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the package with its file written."""
+    shutil.copytree(SOURCE, tmp_path / "minirun", ignore=shutil.ignore_patterns("__pycache__"))
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from minirun import precompile as p; "
+    subprocess.run([sys.executable, "-ISB", "-c", code + "p.main()", tmp_path], check=True)
+    return tmp_path
+
+
+def look(copy: Path) -> dict[str, object]:
+    done = subprocess.run(
+        [sys.executable, "-ISB", "-c", _LOOK, copy], check=True, capture_output=True, text=True
+    )
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def code_file(copy: Path) -> Path:
+    return copy / "minirun/__pycache__" / Path(precompiled.path()).name
+
+
+def test_modules_from_the_file_are_what_their_sources_are(copy: Path) -> None:
+    found = look(copy)
+    assert {"minirun.recipe", "minirun.kernel", "minirun.kernel.libc"} <= set(found["from_file"])  # type: ignore[call-overload]
+    tuples = [steps for _, steps in recipe.CREATE]
+    assert found["sentences"] == [step.sentence_of(one) for steps in tuples for one in steps]
+    expected = spec.Spec.decode({"ociVersion": "1.0.2", "hostname": "web"})
+    assert found["spec"] == repr(expected)
+
+
+def test_tracebacks_find_the_source(copy: Path) -> None:
+    found = look(copy)
+    libc = str(copy / "minirun/kernel/libc.py")
+    assert (found["file"], found["traced"]) == (libc, libc)
+    line = int(str(found["line"]))
+    assert Path(libc).read_text().splitlines()[line - 1].startswith("def call(")
+
+
+def test_what_only_readers_use_is_left_out(copy: Path) -> None:
+    assert look(copy)["stripped"] == [None, {}]
+
+
+def test_a_changed_source_wins(copy: Path) -> None:
+    path = copy / "minirun/kernel/libc.py"
+    path.write_text(path.read_text() + "\nADDED = 1\n")
+    found = look(copy)
+    assert found["errno"] == 1
+    assert "minirun.kernel.libc" not in str(found["from_file"])
+    assert "minirun.recipe" in str(found["from_file"])
+
+
+def test_a_touched_source_wins(copy: Path) -> None:
+    os.utime(copy / "minirun/recipe.py", ns=(1, 1))
+    assert "minirun.recipe" not in str(look(copy)["from_file"])
+
+
+@pytest.mark.parametrize("content", [b"", b"minirun\n", b"other interpreter's" * 100])
+def test_a_file_of_another_interpreter_is_ignored(copy: Path, content: bytes) -> None:
+    code_file(copy).write_bytes(content)
+    assert look(copy)["from_file"] == []
+
+
+def test_without_the_file_all_is_as_usual(copy: Path) -> None:
+    code_file(copy).unlink()
+    assert look(copy)["from_file"] == []
+
+
+def test_asserts_stay() -> None:
+    code = precompile.compiled(b"def f(x: int) -> int:\n 'doc'\n assert x\n y: int = x\n", "f.py")
+    names: dict[str, object] = {}
+    exec(code, names)
+    with pytest.raises(AssertionError):
+        names["f"](0)  # type: ignore[operator]
