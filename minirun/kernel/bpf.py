@@ -6,11 +6,10 @@ fields as bytes: to declare its seven structures to ctypes takes 1.5 ms.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
-from ctypes import c_int, c_uint, c_void_p
 
+from minirun.kernel.c import addressof, c_int, c_uint, c_void_p, create_string_buffer
 from minirun.kernel.libc import call, flags, quote, syscall
 
 TYPE_CHECKING = False
@@ -63,13 +62,13 @@ def _u32(*values: int) -> bytes:
 
 
 def _pointer(buffer: Any) -> bytes:
-    return ctypes.addressof(buffer).to_bytes(8, sys.byteorder)
+    return addressof(buffer).to_bytes(8, sys.byteorder)
 
 
 def _command(number: int, fields: bytes, text: str) -> tuple[int, bytes]:
     """Make the call; return its result and the fields as the kernel left them."""
-    attr = ctypes.create_string_buffer(fields, len(fields))
-    args = (number, ctypes.addressof(attr), len(fields))
+    attr = create_string_buffer(fields, len(fields))
+    args = (number, addressof(attr), len(fields))
     return call(_bpf, args, lambda: f"bpf({text})"), attr.raw
 
 
@@ -85,7 +84,7 @@ def load_device_program(instructions: bytes, name: str, license_text: str = "MIT
 
 def verifier_log(instructions: bytes, name: str, license_text: str = "MIT") -> str:
     """Load a program that was refused once more, and return what the verifier says of it."""
-    log = ctypes.create_string_buffer(1 << 16)
+    log = create_string_buffer(1 << 16)
     try:
         os.close(_load(instructions, name, license_text, log))
     except OSError as error:
@@ -97,8 +96,8 @@ def verifier_log(instructions: bytes, name: str, license_text: str = "MIT") -> s
 
 def _load(instructions: bytes, name: str, license_text: str, log: Any) -> int:
     count = len(instructions) // INSTRUCTION_SIZE
-    code = ctypes.create_string_buffer(instructions, len(instructions))
-    text = ctypes.create_string_buffer(license_text.encode("ascii"))
+    code = create_string_buffer(instructions, len(instructions))
+    text = create_string_buffer(license_text.encode("ascii"))
     fields = (
         _u32(BPF_PROG_TYPE_CGROUP_DEVICE, count)
         + _pointer(code)
@@ -159,7 +158,7 @@ def open_program(identity: int) -> int:
 
 def program_name(program: int) -> str:
     """Return the name that a program was loaded with."""
-    info = ctypes.create_string_buffer(_INFO_NAME + _NAME_SIZE)
+    info = create_string_buffer(_INFO_NAME + _NAME_SIZE)
     fields = _u32(program, len(info)) + _pointer(info)
     _command(BPF_OBJ_GET_INFO_BY_FD, fields, f"BPF_OBJ_GET_INFO_BY_FD, {program}")
     return info.raw[_INFO_NAME:].split(b"\0")[0].decode("ascii", "replace")

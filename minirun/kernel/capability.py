@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-from ctypes import c_void_p
-
+from minirun.kernel.c import Structure, byref, c_int, c_uint32, c_void_p
 from minirun.kernel.libc import call, syscall
 
 # include/uapi/linux/capability.h, in the order of their numbers; 40 came with Linux 5.9.
@@ -25,15 +23,15 @@ NUMBERS = {name: number for number, name in enumerate(NAMES)}
 _VERSION_3 = 0x20080522
 
 
-class _header(ctypes.Structure):
-    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+class _header(Structure):
+    _fields_ = (("version", c_uint32), ("pid", c_int))
 
 
-class _data(ctypes.Structure):
+class _data(Structure):
     _fields_ = (
-        ("effective", ctypes.c_uint32),
-        ("permitted", ctypes.c_uint32),
-        ("inheritable", ctypes.c_uint32),
+        ("effective", c_uint32),
+        ("permitted", c_uint32),
+        ("inheritable", c_uint32),
     )
 
 
@@ -62,7 +60,7 @@ def capget() -> tuple[int, int, int]:
     """Return the masks (effective, permitted, inheritable) of this thread."""
     header = _header(_VERSION_3, 0)
     data = (_data * 2)()
-    call(_capget, (ctypes.byref(header), ctypes.byref(data)), lambda: "capget(0)")
+    call(_capget, (byref(header), byref(data)), lambda: "capget(0)")
     low, high = data
     return (
         low.effective | high.effective << 32,
@@ -81,7 +79,7 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
         half.inheritable = inheritable >> shift & 0xFFFFFFFF
     call(
         _capset,
-        (ctypes.byref(header), ctypes.byref(data)),
+        (byref(header), byref(data)),
         lambda: (
             f"capset({{effective={effective:#x}, permitted={permitted:#x}, "
             f"inheritable={inheritable:#x}}})"

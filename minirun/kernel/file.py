@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import c_char_p, c_int, c_uint
-
+from minirun.kernel.c import c_char_p, c_int, c_uint
 from minirun.kernel.libc import at, call, encode, flags, function, quote
 
 # include/uapi/linux/fs.h

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import c_int, c_ulong, c_void_p
-
+from minirun.kernel.c import c_int, c_ulong, c_void_p
 from minirun.kernel.libc import call, encode, quote, syscall
 
 _KEYCTL_JOIN_SESSION_KEYRING = 1

@@ -10,10 +10,11 @@ are used where the host's file system is already gone.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-from ctypes import c_int, c_long
+
+from minirun.kernel import c
+from minirun.kernel.c import c_int, c_long
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     Text = Callable[[], str]
     Tracer = Callable[[str, int, int], None]
 
-_libc = ctypes.CDLL(None, use_errno=True)
 _MACHINE = os.uname().machine
 
 # Called after every system call of a binding with its text, its result and its errno (0: success).
@@ -38,10 +38,7 @@ AT_SYMLINK_NOFOLLOW = 0x100
 
 def function(name: str, *argtypes: Any, restype: Any = c_int) -> Any:
     """Look up a C library function; `argtypes` are set once, here."""
-    found = getattr(_libc, name)
-    found.argtypes = argtypes
-    found.restype = restype
-    return found
+    return c.function(name, argtypes, restype)
 
 
 def syscall(number: int | Mapping[str, int], *argtypes: Any) -> Any:
@@ -51,7 +48,7 @@ def syscall(number: int | Mapping[str, int], *argtypes: Any) -> Any:
     mapping from `uname -m` to the number. An architecture that is not in it gives ENOSYS.
     """
     chosen = number if isinstance(number, int) else number.get(_MACHINE, -1)
-    raw = ctypes.CFUNCTYPE(c_long, c_long, *argtypes, use_errno=True)(("syscall", _libc))
+    raw = c.function("syscall", (c_long, *argtypes), c_long)
 
     def invoke(*args: Any) -> int:
         return int(raw(chosen, *args))
@@ -64,9 +61,9 @@ def call(entry: Any, args: tuple[Any, ...], text: Text) -> int:
 
     Every system call of minirun passes here. EINTR is not retried: see `retry`.
     """
-    ctypes.set_errno(0)
+    c.set_errno(0)
     result: int = entry(*args)
-    number = ctypes.get_errno() if result == -1 else 0
+    number = c.get_errno() if result == -1 else 0
     if _tracer is not None:
         _tracer(text(), result, number)
     if result == -1:
@@ -129,7 +126,7 @@ def quote(value: str | bytes | None) -> str:
     shown = value if isinstance(value, str) else os.fsdecode(value)
     if len(shown) > 300:
         shown = shown[:297] + "..."
-    body = "".join(c if c.isprintable() and c not in '"\\\\' else _escape(c) for c in shown)
+    body = "".join(_escape(one) if one in '"\\' or not one.isprintable() else one for one in shown)
     return f'"{body}"'
 
 

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-from ctypes import c_char_p, c_int, c_size_t, c_uint, c_ulong, c_void_p
-
+from minirun.kernel.c import (
+    Structure,
+    byref,
+    c_char_p,
+    c_int,
+    c_size_t,
+    c_uint,
+    c_uint64,
+    c_ulong,
+    c_void_p,
+    sizeof,
+)
 from minirun.kernel.libc import (
     AT_EMPTY_PATH,
     AT_RECURSIVE,
@@ -103,12 +112,12 @@ MOUNT_ATTR_NAMES = {
 _CLEAR_NAMES = {"MOUNT_ATTR__ATIME": MOUNT_ATTR__ATIME, **MOUNT_ATTR_NAMES}
 
 
-class mount_attr(ctypes.Structure):
+class mount_attr(Structure):
     _fields_ = (
-        ("attr_set", ctypes.c_uint64),
-        ("attr_clr", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns_fd", ctypes.c_uint64),
+        ("attr_set", c_uint64),
+        ("attr_clr", c_uint64),
+        ("propagation", c_uint64),
+        ("userns_fd", c_uint64),
     )
 
 
@@ -259,7 +268,7 @@ def mount_setattr(
     how = (0 if path else AT_EMPTY_PATH) | (AT_RECURSIVE if recursive else 0)
     call(
         _mount_setattr,
-        (dirfd, encode(path), how, ctypes.byref(attr), ctypes.sizeof(attr)),
+        (dirfd, encode(path), how, byref(attr), sizeof(attr)),
         lambda: (
             f"mount_setattr({at(dirfd)}, {quote(path)}, {flags(how, _OPEN_TREE_NAMES)}, "
             f"{{attr_set={flags(set_, MOUNT_ATTR_NAMES)}, "

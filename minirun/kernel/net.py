@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from ctypes import c_int
 
+from minirun.kernel.c import c_int
 from minirun.kernel.libc import call, failure, function, quote, trace
 
 _AF_INET = 2

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-from ctypes import c_char_p, c_int, c_size_t, c_void_p
 
+from minirun.kernel.c import (
+    Structure,
+    byref,
+    c_char,
+    c_char_p,
+    c_int,
+    c_long,
+    c_size_t,
+    c_uint64,
+    c_void_p,
+    sizeof,
+)
 from minirun.kernel.libc import at, call, encode, flags, function, quote, retry, syscall
 
 # include/uapi/linux/openat2.h
@@ -41,11 +51,11 @@ _OPEN_NAMES = {
 }
 
 
-class open_how(ctypes.Structure):
+class open_how(Structure):
     _fields_ = (
-        ("flags", ctypes.c_uint64),
-        ("mode", ctypes.c_uint64),
-        ("resolve", ctypes.c_uint64),
+        ("flags", c_uint64),
+        ("mode", c_uint64),
+        ("resolve", c_uint64),
     )
 
 
@@ -71,7 +81,7 @@ def openat2(dirfd: int, path: str | bytes, flags_: int, mode: int = 0, resolve: 
     how = open_how(flags_ | os.O_CLOEXEC, mode, resolve)
     return retry(
         _openat2,
-        (dirfd, encode(path, "path"), ctypes.byref(how), ctypes.sizeof(how)),
+        (dirfd, encode(path, "path"), byref(how), sizeof(how)),
         lambda: (
             f"openat2({at(dirfd)}, {quote(path)}, {{flags={open_flags(int(how.flags))}, "
             f"mode={mode:#o}, resolve={flags(resolve, _RESOLVE_NAMES)}}})"
@@ -86,9 +96,9 @@ NSFS_MAGIC = 0x6E736673
 DEVPTS_SUPER_MAGIC = 0x1CD1
 
 
-class _statfs_buffer(ctypes.Structure):
+class _statfs_buffer(Structure):
     # The first member of struct statfs is f_type on 64-bit machines; the rest is not looked at.
-    _fields_ = (("f_type", ctypes.c_long), ("rest", ctypes.c_char * 248))
+    _fields_ = (("f_type", c_long), ("rest", c_char * 248))
 
 
 _fstatfs = function("fstatfs", c_int, c_void_p)
@@ -97,5 +107,5 @@ _fstatfs = function("fstatfs", c_int, c_void_p)
 def fstatfs_type(fd: int) -> int:
     """Return the magic number of the file system that `fd` is on. Source: fstatfs(2)."""
     buffer = _statfs_buffer()
-    call(_fstatfs, (fd, ctypes.byref(buffer)), lambda: f"fstatfs({fd})")
+    call(_fstatfs, (fd, byref(buffer)), lambda: f"fstatfs({fd})")
     return int(buffer.f_type)

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-from ctypes import c_char_p, c_int, c_size_t, c_uint, c_ulong, c_void_p
 
+from minirun.kernel.c import (
+    Array,
+    Structure,
+    addressof,
+    byref,
+    c_char_p,
+    c_int,
+    c_int32,
+    c_size_t,
+    c_uint,
+    c_uint32,
+    c_uint64,
+    c_ulong,
+    c_void_p,
+    create_string_buffer,
+    interpreter_hook,
+    sizeof,
+)
 from minirun.kernel.libc import call, encode, flags, function, quote, syscall, trace
 from minirun.kernel.unshare import CLONE_NAMES
 
@@ -50,8 +66,8 @@ _CLONE_ARGS = (
 )  # fmt: skip
 
 
-class clone_args(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_uint64) for name in _CLONE_ARGS)
+class clone_args(Structure):
+    _fields_ = tuple((name, c_uint64) for name in _CLONE_ARGS)
 
 
 _clone3 = syscall(435, c_void_p, c_size_t)
@@ -69,12 +85,9 @@ _rt_sigaction = syscall({"x86_64": 13, "aarch64": 134}, c_int, c_void_p, c_void_
 _rt_sigprocmask = syscall({"x86_64": 14, "aarch64": 135}, c_int, c_void_p, c_void_p, c_size_t)
 _execve = function("execve", c_char_p, c_void_p, c_void_p)
 
-_before_fork = ctypes.pythonapi.PyOS_BeforeFork
-_after_fork_parent = ctypes.pythonapi.PyOS_AfterFork_Parent
-_after_fork_child = ctypes.pythonapi.PyOS_AfterFork_Child
-for _hook in (_before_fork, _after_fork_parent, _after_fork_child):
-    _hook.argtypes = ()
-    _hook.restype = None
+_before_fork = interpreter_hook("PyOS_BeforeFork")
+_after_fork_parent = interpreter_hook("PyOS_AfterFork_Parent")
+_after_fork_child = interpreter_hook("PyOS_AfterFork_Child")
 
 
 def clone3(flags_: int, exit_signal: int = 17, cgroup: int | None = None) -> tuple[int, int]:
@@ -88,7 +101,7 @@ def clone3(flags_: int, exit_signal: int = 17, cgroup: int | None = None) -> tup
     pidfd = c_int(-1)
     args = clone_args()
     args.flags = flags_ | CLONE_PIDFD | (0 if cgroup is None else CLONE_INTO_CGROUP)
-    args.pidfd = ctypes.addressof(pidfd)
+    args.pidfd = addressof(pidfd)
     args.exit_signal = 0 if flags_ & CLONE_PARENT else exit_signal
     args.cgroup = 0 if cgroup is None else cgroup
     flags_ = int(args.flags)
@@ -97,7 +110,7 @@ def clone3(flags_: int, exit_signal: int = 17, cgroup: int | None = None) -> tup
     try:
         pid = call(
             _clone3,
-            (ctypes.byref(args), ctypes.sizeof(args)),
+            (byref(args), sizeof(args)),
             lambda: (
                 f"clone3({{flags={flags(flags_, _CLONE_NAMES)}"
                 + ("" if cgroup is None else f", cgroup={cgroup}")
@@ -158,8 +171,8 @@ def prctl(option: int, *args: int) -> int:
 
 def set_name(name: str) -> None:
     """Set the name by which ps shows this process, at most 15 bytes (PR_SET_NAME)."""
-    buffer = ctypes.create_string_buffer((encode(name) or b"")[:15])
-    prctl(PR_SET_NAME, ctypes.addressof(buffer))
+    buffer = create_string_buffer((encode(name) or b"")[:15])
+    prctl(PR_SET_NAME, addressof(buffer))
 
 
 def sethostname(name: str) -> None:
@@ -179,25 +192,25 @@ def personality(persona: int) -> int:
     return call(_personality, (persona,), lambda: f"personality({persona:#x})")
 
 
-class sched_attr(ctypes.Structure):
+class sched_attr(Structure):
     _fields_ = (
-        ("size", ctypes.c_uint32),
-        ("sched_policy", ctypes.c_uint32),
-        ("sched_flags", ctypes.c_uint64),
-        ("sched_nice", ctypes.c_int32),
-        ("sched_priority", ctypes.c_uint32),
-        ("sched_runtime", ctypes.c_uint64),
-        ("sched_deadline", ctypes.c_uint64),
-        ("sched_period", ctypes.c_uint64),
+        ("size", c_uint32),
+        ("sched_policy", c_uint32),
+        ("sched_flags", c_uint64),
+        ("sched_nice", c_int32),
+        ("sched_priority", c_uint32),
+        ("sched_runtime", c_uint64),
+        ("sched_deadline", c_uint64),
+        ("sched_period", c_uint64),
     )
 
 
 def sched_setattr(pid: int, attr: sched_attr) -> None:
     """Set scheduling policy and parameters of `pid` (0: this thread). Source: sched_setattr(2)."""
-    attr.size = ctypes.sizeof(attr)
+    attr.size = sizeof(attr)
     call(
         _sched_setattr,
-        (pid, ctypes.byref(attr), 0),
+        (pid, byref(attr), 0),
         lambda: (
             f"sched_setattr({pid}, {{policy={attr.sched_policy}, nice={attr.sched_nice}, "
             f"priority={attr.sched_priority}}}, 0)"
@@ -217,20 +230,20 @@ def ioprio_set(which: int, who: int, priority: int) -> None:
 def set_mempolicy(mode: int, nodes: int) -> None:
     """Set the NUMA policy of this thread; `nodes` is a bit mask. Source: set_mempolicy(2)."""
     words = max(1, (nodes.bit_length() + 63) // 64)
-    mask = (ctypes.c_uint64 * words)(*(nodes >> 64 * n & (1 << 64) - 1 for n in range(words)))
+    mask = (c_uint64 * words)(*(nodes >> 64 * n & (1 << 64) - 1 for n in range(words)))
     call(
         _set_mempolicy,
-        (mode, ctypes.byref(mask), words * 64 + 1),
+        (mode, byref(mask), words * 64 + 1),
         lambda: f"set_mempolicy({mode}, {nodes:#x})",
     )
 
 
-class _kernel_sigaction(ctypes.Structure):
+class _kernel_sigaction(Structure):
     _fields_ = (
         ("handler", c_void_p),
         ("flags", c_ulong),
         ("restorer", c_void_p),
-        ("mask", ctypes.c_uint64),
+        ("mask", c_uint64),
     )
 
 
@@ -242,24 +255,24 @@ def reset_signals() -> None:
     default = _kernel_sigaction()
     for number in range(1, 65):
         if number not in (9, 19):
-            _rt_sigaction(number, ctypes.byref(default), None, 8)
-    empty = ctypes.c_uint64(0)
+            _rt_sigaction(number, byref(default), None, 8)
+    empty = c_uint64(0)
     trace(lambda: "rt_sigaction(1..64, SIG_DFL)")
     call(
         _rt_sigprocmask,
-        (2, ctypes.byref(empty), None, 8),
+        (2, byref(empty), None, 8),
         lambda: "rt_sigprocmask(SIG_SETMASK, [], NULL, 8)",
     )
 
 
-def string_array(values: list[bytes]) -> ctypes.Array[c_char_p]:
+def string_array(values: list[bytes]) -> Array[c_char_p]:
     """Make a C `char *[]` that ends with NULL; refuse NUL bytes in the values."""
     for value in values:
         encode(value)
     return (c_char_p * (len(values) + 1))(*values, None)
 
 
-def execve(path: bytes, argv: ctypes.Array[c_char_p], envp: ctypes.Array[c_char_p]) -> None:
+def execve(path: bytes, argv: Array[c_char_p], envp: Array[c_char_p]) -> None:
     """Run the program at `path` in this process; returns only by raising. Source: execve(2).
 
     Unlike os.execve it takes prepared arrays: the environment is a list with an order, and nothing

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-from ctypes import c_int, c_void_p
-
+from minirun.kernel.c import Structure, byref, c_int, c_uint64, c_void_p
 from minirun.kernel.libc import call, syscall, uint
 
 # include/uapi/asm-generic/resource.h; the same on x86-64 and arm64.
@@ -16,8 +14,8 @@ RLIMITS = {
 }  # fmt: skip
 
 
-class rlimit64(ctypes.Structure):
-    _fields_ = (("rlim_cur", ctypes.c_uint64), ("rlim_max", ctypes.c_uint64))
+class rlimit64(Structure):
+    _fields_ = (("rlim_cur", c_uint64), ("rlim_max", c_uint64))
 
 
 _prlimit64 = syscall({"x86_64": 302, "aarch64": 261}, c_int, c_int, c_void_p, c_void_p)
@@ -28,7 +26,7 @@ def prlimit(pid: int, kind: str, soft: int, hard: int) -> None:
     limit = rlimit64(uint(soft, 64, kind), uint(hard, 64, kind))
     call(
         _prlimit64,
-        (pid, RLIMITS[kind], ctypes.byref(limit), None),
+        (pid, RLIMITS[kind], byref(limit), None),
         lambda: f"prlimit64({pid}, {kind}, {{{soft}, {hard}}}, NULL)",
     )
 
@@ -38,7 +36,7 @@ def limits(kind: str) -> tuple[int, int]:
     limit = rlimit64()
     call(
         _prlimit64,
-        (0, RLIMITS[kind], None, ctypes.byref(limit)),
+        (0, RLIMITS[kind], None, byref(limit)),
         lambda: f"prlimit64(0, {kind}, NULL, …)",
     )
     return int(limit.rlim_cur), int(limit.rlim_max)

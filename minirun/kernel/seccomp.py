@@ -7,9 +7,15 @@ everything beforehand and what it returns performs one system call and nothing e
 
 from __future__ import annotations
 
-import ctypes
-from ctypes import c_uint, c_void_p
-
+from minirun.kernel.c import (
+    Structure,
+    addressof,
+    c_uint,
+    c_ushort,
+    c_void_p,
+    create_string_buffer,
+    get_errno,
+)
 from minirun.kernel.libc import call, failure, flags, syscall
 
 TYPE_CHECKING = False
@@ -57,8 +63,8 @@ _NUMBERS = {
 _seccomp = syscall(_NUMBERS, c_uint, c_uint, c_void_p)
 
 
-class sock_fprog(ctypes.Structure):
-    _fields_ = (("len", ctypes.c_ushort), ("filter", c_void_p))
+class sock_fprog(Structure):
+    _fields_ = (("len", c_ushort), ("filter", c_void_p))
 
 
 class Prepared:
@@ -68,11 +74,11 @@ class Prepared:
         count, rest = divmod(len(program), INSTRUCTION_SIZE)
         if rest or not 0 < count <= BPF_MAXINSNS:
             raise ValueError(f"a filter has 1 to {BPF_MAXINSNS} instructions, not {count}")
-        self._memory = ctypes.create_string_buffer(program, len(program))
-        self._fprog = sock_fprog(count, ctypes.addressof(self._memory))
+        self._memory = create_string_buffer(program, len(program))
+        self._fprog = sock_fprog(count, addressof(self._memory))
         self.flags = flag_word
         self.count = count
-        self.args = (SECCOMP_SET_MODE_FILTER, flag_word, ctypes.addressof(self._fprog))
+        self.args = (SECCOMP_SET_MODE_FILTER, flag_word, addressof(self._fprog))
 
     def text(self) -> str:
         """Render the call as strace would."""
@@ -98,12 +104,12 @@ def prepare(program: bytes, flag_word: int = 0) -> Callable[[], int]:
     """
     prepared = Prepared(program, flag_word)
     entry, args = _seccomp, prepared.args
-    ctypes.get_errno()  # allocates the thread's copy of errno
+    get_errno()  # allocates the thread's copy of errno
 
     def install() -> int:
         result: int = entry(*args)
         if result == -1:
-            raise failure(ctypes.get_errno(), prepared.text())
+            raise failure(get_errno(), prepared.text())
         return _refuse_divergence(prepared, result)
 
     return install

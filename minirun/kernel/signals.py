@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-from ctypes import c_int, c_size_t, c_void_p
 
+from minirun.kernel.c import byref, c_int, c_size_t, c_uint64, c_void_p
 from minirun.kernel.libc import call, syscall
 
 _SFD_CLOEXEC = 0o2000000
@@ -17,10 +16,10 @@ _signalfd4 = syscall({"x86_64": 289, "aarch64": 74}, c_int, c_void_p, c_size_t, 
 
 def signalfd(mask: int) -> int:
     """Return a descriptor from which the blocked signals of `mask` (bit n-1: n) can be read."""
-    bits = ctypes.c_uint64(mask)
+    bits = c_uint64(mask)
     return call(
         _signalfd4,
-        (-1, ctypes.byref(bits), 8, _SFD_CLOEXEC | _SFD_NONBLOCK),
+        (-1, byref(bits), 8, _SFD_CLOEXEC | _SFD_NONBLOCK),
         lambda: f"signalfd4(-1, {mask:#x}, 8, SFD_CLOEXEC|SFD_NONBLOCK)",
     )
 

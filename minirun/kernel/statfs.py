@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-from ctypes import c_int, c_void_p
-
+from minirun.kernel.c import Structure, byref, c_byte, c_int, c_long, c_void_p
 from minirun.kernel.libc import call, function
 
 # include/uapi/linux/magic.h
@@ -17,10 +15,10 @@ DEVPTS_SUPER_MAGIC = 0x1CD1
 _fstatfs = function("fstatfs", c_int, c_void_p)
 
 
-class statfs_head(ctypes.Structure):
+class statfs_head(Structure):
     """The first field, alike on all 64-bit Linux; the whole structure is 120 bytes there."""
 
-    _fields_ = (("f_type", ctypes.c_long), ("rest", ctypes.c_byte * 248))
+    _fields_ = (("f_type", c_long), ("rest", c_byte * 248))
 
 
 def fstatfs_type(fd: int) -> int:
@@ -29,5 +27,5 @@ def fstatfs_type(fd: int) -> int:
     Source: statfs(2).
     """
     head = statfs_head()
-    call(_fstatfs, (fd, ctypes.byref(head)), lambda: f"fstatfs({fd})")
+    call(_fstatfs, (fd, byref(head)), lambda: f"fstatfs({fd})")
     return int(head.f_type)

@@ -18,8 +18,8 @@ import errno
 import fcntl
 import os
 import struct
-from ctypes import c_char_p, c_int, c_void_p
 
+from minirun.kernel.c import c_char_p, c_int, c_void_p
 from minirun.kernel.libc import call, syscall
 
 # kind 0 must be clone: its parent reports the child's pid and ends.

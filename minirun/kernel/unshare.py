@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import c_int
-
+from minirun.kernel.c import c_int
 from minirun.kernel.libc import call, flags, function
 
 # include/uapi/linux/sched.h

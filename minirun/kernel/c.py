@@ -1,0 +1,140 @@
+"""C's types and functions, for the bindings: the part of ctypes that they use.
+
+To import ctypes takes 4 ms of every verb, 3 of them to make types and a callback that are not used
+here. So what is named here comes from the core below it, with the names and the behaviour that it
+has in ctypes. Both may be loaded: their types do not mix.
+"""
+
+from __future__ import annotations
+
+from _ctypes import (
+    FUNCFLAG_CDECL,
+    FUNCFLAG_PYTHONAPI,
+    FUNCFLAG_USE_ERRNO,
+    Array,
+    CFuncPtr,
+    Structure,
+    _SimpleCData,
+    addressof,
+    byref,
+    dlopen,
+    get_errno,
+    set_errno,
+    sizeof,
+)
+
+__all__ = [
+    "Array",
+    "Structure",
+    "addressof",
+    "byref",
+    "c_byte",
+    "c_char",
+    "c_char_p",
+    "c_int",
+    "c_int32",
+    "c_long",
+    "c_size_t",
+    "c_uint",
+    "c_uint32",
+    "c_uint64",
+    "c_ulong",
+    "c_ushort",
+    "c_void_p",
+    "create_string_buffer",
+    "function",
+    "get_errno",
+    "interpreter_hook",
+    "set_errno",
+    "sizeof",
+]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ctypes import (
+        c_byte,
+        c_char,
+        c_char_p,
+        c_int,
+        c_int32,
+        c_long,
+        c_size_t,
+        c_uint,
+        c_uint32,
+        c_uint64,
+        c_ulong,
+        c_ushort,
+        c_void_p,
+    )
+    from typing import Any
+else:
+
+    class c_byte(_SimpleCData):
+        _type_ = "b"
+
+    class c_char(_SimpleCData):
+        _type_ = "c"
+
+    class c_char_p(_SimpleCData):
+        _type_ = "z"
+
+    class c_void_p(_SimpleCData):
+        _type_ = "P"
+
+    class c_ushort(_SimpleCData):
+        _type_ = "H"
+
+    class c_int(_SimpleCData):
+        _type_ = "i"
+
+    class c_uint(_SimpleCData):
+        _type_ = "I"
+
+    class c_long(_SimpleCData):
+        _type_ = "l"
+
+    class c_ulong(_SimpleCData):
+        _type_ = "L"
+
+    # LP64, as on every architecture that is supported.
+    c_int32, c_uint32, c_uint64, c_size_t = c_int, c_uint, c_ulong, c_ulong
+
+
+class _Loaded:
+    """The C library and the interpreter, which are in the process already."""
+
+    _handle = dlopen(None, 0)  # type: ignore[arg-type]
+
+
+class _Function(CFuncPtr):
+    _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
+    _restype_ = c_long
+
+
+class _Hook(CFuncPtr):
+    _flags_ = FUNCFLAG_CDECL | FUNCFLAG_PYTHONAPI
+    _restype_ = None
+
+
+def function(name: str, argtypes: tuple[Any, ...], restype: Any) -> Any:
+    """Look up a function of the C library. Raises AttributeError if it has none of that name."""
+    found = _Function((name, _Loaded))  # type: ignore[arg-type]
+    found.argtypes = argtypes
+    found.restype = restype
+    return found
+
+
+def interpreter_hook(name: str) -> Any:
+    """Look up a `void (void)` of the interpreter, to be called with its lock held."""
+    found = _Hook((name, _Loaded))  # type: ignore[arg-type]
+    found.argtypes = ()
+    return found
+
+
+def create_string_buffer(content: bytes | int, size: int | None = None) -> Array[c_char]:
+    """Make a char[]: of some bytes, with a NUL behind them unless `size` is given; or empty."""
+    if isinstance(content, int):
+        return (c_char * content)()
+    buffer = (c_char * (len(content) + 1 if size is None else size))()
+    buffer.value = content
+    return buffer
