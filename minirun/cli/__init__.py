@@ -6,7 +6,6 @@ nothing but their own module; the verbs for people are click's, in `minirun.cli.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 
@@ -94,7 +93,6 @@ def _unsupported(name: str) -> MinirunError:
 
 
 def _human(options: Options, argv: Sequence[str]) -> int:
-    gc.enable()
     try:
         from minirun.cli.human import run  # click: 30 ms
     except ModuleNotFoundError as error:

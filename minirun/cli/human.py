@@ -6,6 +6,7 @@ A verb's own module is loaded when it is called. Its click command finds the glo
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ def run(argv: Sequence[str], options: Options) -> int:
 
     Raises MinirunError as every verb does.
     """
+    gc.enable()  # off since the start: see launcher.start
     shell_request = os.environ.pop(COMPLETE, None)
     if shell_request is not None:
         return _complete(shell_request)
