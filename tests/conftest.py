@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from runtime import Box
 
 CGROUP = "/sys/fs/cgroup"
+_CASES = 2  # of a parametrised test in the VM
 
 
 def _read(path: str) -> str:
@@ -251,6 +252,25 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail(f"left behind: {told}", pytrace=False)
 
 
-def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """The fast ones first."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that undoes the thinning in an emulated machine."""
+    parser.addoption("--every-case", action="store_true", help="in the VM too: all parameters")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> None:
+    """The fast ones first; in the VM, which is emulated, some cases of each parametrised test.
+
+    All cases run on the host, except those that only a machine of its own can have (`vm`).
+    """
     items.sort(key=lambda item: bool(item.get_closest_marker("slow")))
+    if os.environ.get("MINIRUN_MUST_WORK") != "vm" or config.getoption("--every-case"):
+        return
+    seen: dict[str, int] = {}
+    kept, left = [], []
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        seen[function] = seen.get(function, 0) + 1
+        spare = seen[function] > _CASES or item.get_closest_marker("host")
+        (left if spare and not item.get_closest_marker("vm") else kept).append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
