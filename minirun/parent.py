@@ -64,8 +64,13 @@ def join(setup: Setup) -> None:
 def release(setup: Setup) -> None:
     """Let the waiting process become the payload; raises what kept it from it."""
     assert setup.channel is not None
-    setup.channel.release()
-    await_payload(setup.channel, setup.process.args)
+    try:
+        setup.channel.release()
+        await_payload(setup.channel, setup.process.args)
+    except BaseException:
+        # Reaped here: a zombie that exec leaves keeps the container's pid namespace from ending.
+        _abandon(setup)
+        raise
     setup.channel.close()
 
 
