@@ -48,6 +48,10 @@ def _main(argv: Sequence[str]) -> int:
     if options.version or options.help or options.verb in ("", "help"):
         return _tell(options)
     log.configure(options)
+    # Whoever ignores SIGCHLD leaves it so to us, and the kernel would reap our children: signal(7).
+    import _signal  # type: ignore[import-not-found]  # `signal` costs 15 ms of enums
+
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     if options.verb in HUMAN:
         return _human(options, [options.verb, *options.args])
     # What minirun makes is root's alone unless it says otherwise; the log keeps the caller's umask.
