@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import select
 import shlex
 import shutil
 import stat
@@ -200,6 +201,21 @@ class Report(dict[str, Any]):
         return mounts_of(self["mountinfo"])
 
 
+def report_of(text: str) -> Report:
+    """Read what the probe has printed, a character for each byte that it saw."""
+
+    def decoded(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.encode("latin-1").decode("utf-8", "surrogateescape")
+        if isinstance(value, list):
+            return [decoded(item) for item in value]
+        if isinstance(value, dict):
+            return {decoded(key): decoded(item) for key, item in value.items()}
+        return value
+
+    return Report(decoded(json.loads(text)))
+
+
 class Mountpoint:
     """A line of mountinfo (proc_pid_mountinfo(5))."""
 
@@ -345,11 +361,11 @@ class Box:
     def probe(self, *words: str, flags: Sequence[str] = (), **options: Any) -> Report:
         """Run the probe as the payload; return what it reports."""
         self.process["args"] = ["/probe", *words]
-        return Report(json.loads(good(self.run(*flags, **options)).out))
+        return report_of(good(self.run(*flags, **options)).out)
 
     def exec_probe(self, *words: str, flags: Sequence[str] = (), **options: Any) -> Report:
         """Run the probe by `exec`; return what it reports."""
-        return Report(json.loads(good(self.exec("/probe", *words, flags=flags, **options)).out))
+        return report_of(good(self.exec("/probe", *words, flags=flags, **options)).out)
 
     def refused(self, *words: str, flags: Sequence[str] = (), **options: Any) -> str:
         """Run, which must be refused before the payload, and leave nothing; return the message.
@@ -371,8 +387,9 @@ class Box:
         return done
 
     def left(self) -> list[str]:
-        """List what the state root holds."""
-        return os.listdir(self.root) if self.root.exists() else []
+        """List what the state root holds that is neither of the test's other containers."""
+        found = os.listdir(self.root) if self.root.exists() else []
+        return [name for name in found if name == self.id or not name.startswith("box-")]
 
     def hook(self, kind: str, script: str, **fields: Any) -> None:
         """Add a hook of the host that is a shell script."""
@@ -385,6 +402,7 @@ def clean(boxes: Path) -> None:
     state = boxes / "state"
     for name in os.listdir(state) if state.is_dir() else []:
         call([*command(), "--root", str(state), "delete", "--force", name])
+    reap_orphans()
 
 
 def call(words: Sequence[str], limit: float = LIMIT, **options: Any) -> Done:
@@ -395,7 +413,8 @@ def call(words: Sequence[str], limit: float = LIMIT, **options: Any) -> Done:
         limited = {"stdout": out, "stderr": err, **limited}
         with subprocess.Popen(words, **limited) as process:
             try:
-                code = process.wait(limit)
+                wait_for(process.pid, limit)
+                code = process.wait(1)
             except BaseException:
                 process.kill()
                 raise
@@ -409,6 +428,33 @@ def call(words: Sequence[str], limit: float = LIMIT, **options: Any) -> Done:
     return done
 
 
+def wait_for(pid: int, limit: float) -> None:
+    """Wait for a process's end. Raises TimeoutError."""
+    fd = os.pidfd_open(pid)
+    try:
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        end = time.monotonic() + limit
+        while not poller.poll(50):
+            reap_orphans()
+            if time.monotonic() > end:
+                raise TimeoutError(f"not finished after {limit} s")
+    finally:
+        os.close(fd)
+
+
+def reap_orphans() -> None:
+    """Take notice of the end of processes that tests have adopted, as the host's init would.
+
+    They have sessions of their own; our children are in ours, and awaited where they were started.
+    """
+    for child in read(f"/proc/self/task/{os.getpid()}/children").split():
+        fields = stat_of(int(child))
+        if fields and fields[0] == "Z" and int(fields[3]) != os.getsid(0):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(int(child), os.WNOHANG)
+
+
 def good(done: Done) -> Done:
     """Assert that a command succeeded."""
     assert done.code == 0, done
@@ -420,6 +466,7 @@ def until(condition: Callable[[], Any], limit: float = 5) -> Any:
     end = time.monotonic() + limit
     while not (found := condition()):
         assert time.monotonic() < end, "it does not come"
+        reap_orphans()
         time.sleep(0.01)
     return found
 

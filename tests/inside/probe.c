@@ -5,7 +5,7 @@
  *   probe terminal         push input into the terminal that standard input is
  *   probe breakout         leave a chroot, if one can; tell the root that is found then
  *   probe handle           open the root directory by a made-up file handle, as shocker did
- *   probe spy              watch for other processes for a second, tell what of them can be opened
+ *   probe spy              watch for other processes until /spy.stop is there, tell what of them can be opened
  *   probe try CALL...      make system calls by name; tell errno of each
  *
  * Static, so that it runs in any root file system.
@@ -28,6 +28,7 @@
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/utsname.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -308,6 +309,9 @@ static void spy_on(int pid)
     if (ptrace(PTRACE_SEIZE, pid, 0, 0) == 0) {
         snprintf(name, sizeof name, "%d ptrace", pid);
         text(name, "seized");
+        /* Only a stopped one can be let go; else its end would be ours to wait for. */
+        ptrace(PTRACE_INTERRUPT, pid, 0, 0);
+        waitpid(pid, NULL, __WALL);
         ptrace(PTRACE_DETACH, pid, 0, 0);
     }
 }
@@ -329,7 +333,7 @@ static void spy(void)
             spy_on(pid);
         }
         clock_gettime(CLOCK_MONOTONIC, &now);
-    } while (now.tv_sec - start.tv_sec < 2 && access("/spy.stop", F_OK) < 0);
+    } while (now.tv_sec - start.tv_sec < 15 && access("/spy.stop", F_OK) < 0);
     number("looks", seen);
 }
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runtime import Report, capabilities, command, good, read
+from runtime import Report, capabilities, command, good, read, report_of
 
 if TYPE_CHECKING:
     from runtime import Box
@@ -55,7 +54,7 @@ def test_ambient_needs_inheritable_and_permitted(box: Box) -> None:
     box.process["capabilities"] = capabilities("CAP_KILL", ambient=["CAP_KILL"])
     done = box.run()
     if done.code == 0:
-        assert Report(json.loads(done.out)).caps["Amb"] == 0
+        assert report_of(done.out).caps["Amb"] == 0
 
 
 def test_the_sets_are_not_mixed(box: Box) -> None:
@@ -89,7 +88,7 @@ def test_unknown_names_grant_nothing(box: Box) -> None:
     box.process["capabilities"] = capabilities("CAP_KILL", "CAP_FUTURE", "cap_chown", "CHOWN")
     done = box.run()
     if done.code == 0:
-        assert Report(json.loads(done.out)).caps["Bnd"] == KILL
+        assert report_of(done.out).caps["Bnd"] == KILL
 
 
 def test_the_callers_ambient_ones_are_not_inherited(box: Box) -> None:

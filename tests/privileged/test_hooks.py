@@ -1,0 +1,278 @@
+"""Hooks: when, where, as whom, with what; and what their failure means. T-HK1 to T-HK3."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from runtime import alive, good, read, until
+
+if TYPE_CHECKING:
+    from runtime import Box
+
+pytestmark = pytest.mark.requires("root", "programs")
+
+OUTSIDE = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
+CREATING = ("prestart", "createRuntime", "createContainer")
+ALL = (*CREATING, "startContainer", "poststart", "poststop")
+
+
+def tell(box: Box, kind: str, script: str, **fields: Any) -> Path:
+    """Add a hook whose script's output goes to a file; return the file."""
+    told = box.place / f"told-{kind}"
+    box.hook(kind, f"exec >> {told} 2>&1; {script}", **fields)
+    return told
+
+
+def inside(box: Box, script: str, **fields: Any) -> None:
+    entry = {"path": "/bin/sh", "args": ["sh", "-c", script], **fields}
+    box.config.setdefault("hooks", {})["startContainer"] = [entry]
+
+
+# ---------------------------------------------------------------- order and place
+
+
+def test_the_order_of_a_life(box: Box) -> None:
+    (box.rootfs / "log").write_text("")
+    box.mount("/log", str(box.rootfs / "log"), "bind")
+    for kind in OUTSIDE:
+        for number in (1, 2):
+            box.hook(kind, f"echo {kind}{number} >> {box.rootfs}/log")
+    inside(box, "echo startContainer >> /log")
+    box.process["args"] = ["/bin/sh", "-c", "sleep 0.1; echo payload >> /log"]
+    box.create()
+    created = [f"{kind}{number}" for kind in CREATING for number in (1, 2)]
+    assert read(box.rootfs / "log").split() == created
+    box.start()
+    until(lambda: box.state()["status"] == "stopped")
+    box.delete()
+    told = read(box.rootfs / "log").split()
+    assert sorted(told[6:10]) == ["payload", "poststart1", "poststart2", "startContainer"]
+    assert told.index("startContainer") == 6
+    assert told[10:] == ["poststop1", "poststop2"]
+
+
+def test_where_they_run(box: Box) -> None:
+    """createContainer in the container's namespaces, the others in the host's: config.md."""
+    namespaces = "readlink /proc/self/ns/mnt /proc/self/ns/pid /proc/self/ns/uts; pwd"
+    told = {kind: tell(box, kind, namespaces) for kind in OUTSIDE}
+    inside(box, "readlink /proc/self/ns/uts > /inside; ls -d /vol >> /inside")
+    uts = box.probe()["ns"]["uts"]
+    host = [os.readlink(f"/proc/self/ns/{kind}") for kind in ("mnt", "pid", "uts")]
+    for kind in OUTSIDE:
+        *found, directory = read(told[kind]).split()
+        if kind == "createContainer":
+            assert found[0] != host[0]
+            assert found[2] == uts
+        else:
+            assert found == host
+        assert directory == str(box.bundle)
+    assert read(box.rootfs / "inside").split() == [uts, "/vol"]
+
+
+def test_create_container_sees_the_host_and_the_mounts(box: Box) -> None:
+    box.mount("/vol", "tmpfs", kind="tmpfs")
+    told = tell(box, "createContainer", "cat /proc/self/mountinfo")
+    box.probe()
+    assert f" {box.rootfs}/vol rw" in read(told)
+
+
+# ---------------------------------------------------------------- environment: T-HK1
+
+
+def environments(box: Box, **fields: Any) -> dict[str, str]:
+    """Run with a hook of each kind; return the environment that each had."""
+    told = {kind: box.place / f"told-{kind}" for kind in OUTSIDE}
+    told["startContainer"] = box.rootfs / "told"
+    box.config["hooks"] = {
+        kind: [{"path": "/bin/dd", "args": ["dd", "if=/proc/self/environ", f"of={path}"], **fields}]
+        for kind, path in {**told, "startContainer": "/told"}.items()
+    }
+    box.probe(env={**os.environ, "SECRET": "caller", "MINIRUN_SECRET": "caller"})
+    return {kind: read(path) for kind, path in told.items()}
+
+
+def test_a_hook_has_its_own_environment_only(box: Box) -> None:
+    """CVE-2025-23266: neither the payload's nor the caller's. runc 1.1.5 gives the caller's."""
+    box.process["env"] += ["LD_PRELOAD=/evil.so", "SECRET=payload"]
+    assert environments(box) == dict.fromkeys(ALL, "")
+
+
+def test_a_hook_has_the_environment_that_is_given(box: Box) -> None:
+    given = environments(box, env=["A=1", "B=2"])
+    assert given == dict.fromkeys(ALL, "A=1\0B=2\0")
+
+
+def test_what_else_a_hook_has(box: Box) -> None:
+    """Descriptors 0 to 2, default signals, an ordinary umask, a group of its own."""
+    script = "ls /proc/self/fd; umask; grep -E '^Sig(Blk|Ign)' /proc/self/status"
+    told = [tell(box, kind, script) for kind in OUTSIDE]
+    fd = os.open("/", os.O_RDONLY)
+    try:
+        box.probe(pass_fds=[fd])
+    finally:
+        os.close(fd)
+    for path in told:
+        numbers, rest = read(path).split("0022")
+        assert set(numbers.split()) == {"0", "1", "2", "3"}, path  # 3: of ls itself
+        assert rest.count("0" * 16) == 2, path
+
+
+def test_the_state_on_standard_input(box: Box) -> None:
+    box.config["annotations"] = {"org.example": "yes"}
+    told = {kind: tell(box, kind, "cat") for kind in OUTSIDE}
+    inside(box, "cat > /told")
+    box.probe()
+    expected = dict.fromkeys(CREATING, "creating") | {
+        "startContainer": "created", "poststart": "running", "poststop": "stopped",
+    }  # fmt: skip
+    told["startContainer"] = box.rootfs / "told"
+    for kind in ALL:
+        state = json.loads(read(told[kind]))
+        assert state["id"] == box.id, kind
+        assert state["bundle"] == str(box.bundle), kind
+        assert state["annotations"] == {"org.example": "yes"}, kind
+        assert state["ociVersion"], kind
+        if kind != "poststart":  # a payload as short as this one may have ended
+            assert state["status"] == expected[kind], kind
+        assert (state.get("pid", 0) > 0) == (kind != "poststop"), kind
+
+
+def test_the_process_that_a_hook_is_told_is_the_containers(box: Box) -> None:
+    told = tell(box, "createRuntime", "cat")
+    box.create()
+    assert json.loads(read(told))["pid"] == box.pid
+
+
+def test_arguments_are_kept(box: Box) -> None:
+    told = box.place / "told"
+    box.config["hooks"] = {
+        "createRuntime": [
+            {"path": "/bin/sh", "args": ["-odd", "-c", f'echo "$0" "$1" > {told}', "a b", "c"]}
+        ]
+    }
+    box.probe()
+    assert read(told) == "a b c\n"
+
+
+# ---------------------------------------------------------------- as whom: T-HK2
+
+
+def test_start_container_is_the_payload_already(box: Box) -> None:
+    box.process["user"] = {"uid": 1000, "gid": 1001}
+    (box.rootfs / "tmp").chmod(0o777)
+    inside(box, "grep -E 'Uid|Gid|NoNew|CapBnd' /proc/$$/status > /tmp/told")
+    report = box.probe()
+    told = read(box.rootfs / "tmp/told")
+    for name in ("Uid", "Gid", "NoNewPrivs", "CapBnd"):
+        assert f"{name}:\t{report['status'].split(name + ':')[1].split(chr(10))[0].strip()}" in told
+
+
+def test_start_container_is_a_file_of_the_container(box: Box) -> None:
+    (box.rootfs / "only-inside").symlink_to("/bin/busybox")
+    box.config["hooks"] = {"startContainer": [{"path": "/only-inside", "args": ["touch", "/x"]}]}
+    box.probe()
+    assert (box.rootfs / "x").exists()
+    box.config["hooks"] = {"startContainer": [{"path": str(box.base / "probe")}]}
+    done = box.run()
+    assert done.code != 0
+    assert done.out == ""
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("path", ["relative", "", "./x", "/bin/x\0y"])
+def test_a_path_that_is_none(box: Box, kind: str, path: str) -> None:
+    box.config["hooks"] = {kind: [{"path": path}]}
+    box.refused()
+
+
+@pytest.mark.parametrize("kind", CREATING)
+@pytest.mark.parametrize("path", ["/nowhere", "/", "/etc/passwd"])
+def test_a_path_that_cannot_be_executed(box: Box, kind: str, path: str) -> None:
+    box.config["hooks"] = {kind: [{"path": path}]}
+    assert f"{kind} hook #0 ({path})" in box.refused()
+
+
+# ---------------------------------------------------------------- failures: T-HK3
+
+
+@pytest.mark.parametrize("kind", CREATING)
+def test_a_hook_that_fails_ends_the_creation(box: Box, kind: str) -> None:
+    box.hook(kind, "echo the reason; exit 3")
+    message = box.refused()
+    assert f"error running {kind} hook #0 (/bin/sh): exit status 3, output: the reason" in message
+
+
+def test_start_container_that_fails(box: Box) -> None:
+    inside(box, "exit 3")
+    done = box.run()
+    assert done.code != 0
+    assert done.out == ""
+    assert "startContainer hook #0" in done.err
+    assert box.left() == []
+
+
+def test_start_container_that_fails_after_create(box: Box) -> None:
+    inside(box, "exit 3")
+    box.create()
+    done = box.call("start", box.id)
+    assert done.code == 1
+    assert "startContainer hook #0" in done.err
+    until(lambda: box.state()["status"] == "stopped")
+    good(box.delete())
+
+
+def test_poststart_that_fails_ends_the_container(box: Box) -> None:
+    box.hook("poststart", "exit 3")
+    box.process["args"] = ["/bin/sleep", "60"]
+    box.create()
+    pid = box.pid
+    done = box.call("start", box.id)
+    assert done.code == 1
+    assert "poststart hook #0" in done.err
+    until(lambda: not alive(pid))
+    box.delete("--force")
+
+
+def test_poststop_that_fails_hinders_nothing(box: Box) -> None:
+    box.hook("poststop", "exit 3")
+    told = tell(box, "poststop", "echo here")
+    box.process["args"] = ["/bin/true"]
+    good(box.run())
+    assert read(told) == "here\n"
+    assert box.left() == []
+
+
+def test_a_hook_that_takes_too_long(box: Box) -> None:
+    """It ends with all that it has started in its process group."""
+    box.hook("createRuntime", f"sleep 61 & echo $! > {box.place}/child; wait", timeout=1)
+    began = time.monotonic()
+    assert "no end after 1 s" in box.refused()
+    assert time.monotonic() - began < 10
+    until(lambda: not alive(int(read(box.place / "child"))))
+
+
+@pytest.mark.parametrize("timeout", [0, -1])
+def test_a_time_that_is_none(box: Box, timeout: int) -> None:
+    """The specification: "timeout MUST be greater than zero"."""
+    box.hook("createRuntime", "exit 0", timeout=timeout)
+    box.refused("timeout")
+
+
+@pytest.mark.parametrize("kind", ["createRuntime", "createContainer", "poststart", "poststop"])
+def test_a_hook_that_leaves_somebody_behind(box: Box, kind: str) -> None:
+    """A daemon that holds its output open, and a hook that does not read its input."""
+    box.config["annotations"] = {"long": "x" * 200_000}
+    box.hook(kind, f"exec 0<&-; sleep 30 & echo $! >> {box.place}/child")
+    began = time.monotonic()
+    box.process["args"] = ["/bin/true"]
+    good(box.run(limit=10))
+    assert time.monotonic() - began < 9
+    for child in read(box.place / "child").split():
+        with contextlib.suppress(ProcessLookupError):  # it went with the pid namespace
+            os.kill(int(child), 9)
