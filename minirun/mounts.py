@@ -212,7 +212,7 @@ def _new_mount(setup: Setup, entry: Mount, options: Options) -> int:
     if not kind:
         raise ConfigError("mounts", f"{entry.destination}: type is required")
     if kind == "cgroup2":
-        return _new_cgroup(setup, options)
+        return _new_cgroup(entry, options)
     config = m.fsopen(kind)
     try:
         if entry.source:
@@ -234,10 +234,11 @@ def _configure(config: int, options: Options) -> int:
     return m.fsmount(config, 0)
 
 
-def _new_cgroup(setup: Setup, options: Options) -> int:
+def _new_cgroup(entry: Mount, options: Options) -> int:
     """Mount cgroup2; where that is refused, bind the container's own group of the host's tree."""
     config = m.fsopen("cgroup2")
     try:
+        m.fsconfig_string(config, "source", entry.source or "cgroup")
         return _configure(config, options)
     except OSError as error:
         # EPERM: a user namespace whose cgroup namespace is the host's. EBUSY: no second instance.
@@ -431,7 +432,7 @@ def mask_paths(setup: Setup) -> None:
 def _empty_directory() -> int:
     config = m.fsopen("tmpfs")
     try:
-        for key, value in (("source", "tmpfs"), ("size", "4k"), ("nr_inodes", "2"), ("mode", "0")):
+        for key, value in (("source", "tmpfs"), ("size", "4k"), ("nr_inodes", "2"), ("mode", "555")):
             m.fsconfig_string(config, key, value)
         m.fsconfig_flag(config, "ro")
         m.fsconfig_create(config)

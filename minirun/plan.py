@@ -130,13 +130,16 @@ def _program(setup: Setup, setpriv: str) -> str:
     environment = " ".join(_quote(entry) for entry in setup.process.env)
     command = " ".join(_quote(arg) for arg in setup.process.args)
     options = setpriv.removeprefix("setpriv ")
+    uid = setup.process.user.uid
+    home = f'home=$(awk -F: "\\$3 == {uid} {{ print \\$6; exit }}" /etc/passwd)'
     return "\n".join(
         [
             "host=/proc/self/fd/9",
             'for loader in "$host"/usr/lib/*-linux-gnu/ld-linux-*.so.*; do',
             '    exec "$loader" --library-path "${loader%/*}" "$host/usr/bin/setpriv" \\',
             f"        {options} \\",
-            f"        /bin/sh -c 'exec 9<&-; exec env -i \"$@\"' sh {environment} {command}",
+            f'        /bin/sh -c \'exec 9<&-; {home}; exec env -i "HOME=${{home:-/}}" "$@"\' sh \\',
+            f"        {environment} {command}",
             "done",
         ]
     )

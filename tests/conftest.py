@@ -266,7 +266,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> No
     if os.environ.get("MINIRUN_MUST_WORK") != "vm" or config.getoption("--every-case"):
         return
     seen: dict[str, int] = {}
-    kept, left = [], []
+    kept: list[Any] = []
+    left: list[Any] = []
     for item in items:
         function = item.nodeid.partition("[")[0]
         seen[function] = seen.get(function, 0) + 1
