@@ -45,6 +45,12 @@ def sessions() -> list[tuple[tuple[str, ...], str]]:
     return [(tuple(re.findall(r"\w+", m[1] or "")), m[2]) for m in BLOCK.finditer(TEXT)]
 
 
+def marks(words: tuple[str, ...]) -> list[pytest.MarkDecorator]:
+    """Mark a session by its needs; what only a machine of its own has is always tried there."""
+    needs = pytest.mark.requires(*words)
+    return [needs, pytest.mark.vm] if "limits" in words else [needs]
+
+
 def parted(session: str) -> list[tuple[str, list[str]]]:
     """Part a session into commands, each with the lines that answer it."""
     found: list[tuple[str, list[str]]] = []
@@ -127,7 +133,7 @@ def test_there_are_sessions() -> None:
 @pytest.mark.parametrize(
     "session",
     [
-        pytest.param(text, marks=pytest.mark.requires(*words), id=str(number))
+        pytest.param(text, marks=marks(words), id=str(number))
         for number, (words, text) in enumerate(sessions())
     ],
 )
