@@ -70,8 +70,7 @@ class Place:
         self.containers.clear()
         if not process.end_all(self.spawner.limit):
             left.append(f"processes {sorted(process.descendants())}")
-        group = Path(CGROUP + self.group)
-        for found in [*sorted(group.rglob("*/"), reverse=True), group]:
+        for found in self._groups():
             try:
                 found.rmdir()
             except FileNotFoundError:
@@ -80,6 +79,12 @@ class Place:
                 left.append(f"cgroup {found}: {error.strerror}")
         return left
 
+    def _groups(self) -> list[Path]:
+        """Our cgroups, inner ones first; with v1 there is a tree for each controller."""
+        trees = {point for point, kind in mounts() if kind in ("cgroup", "cgroup2")}
+        tops = [Path(tree + self.group) for tree in trees]
+        return [found for top in tops for found in [*sorted(top.rglob("*/"), reverse=True), top]]
+
     def close(self) -> list[str]:
         """Take everything away, whatever the terminal says meanwhile; tell what could not be."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -87,15 +92,17 @@ class Place:
         left = self.clear()
         for descriptor in self.network or ():
             os.close(descriptor)
-        if mounted := [point for point in mount_points() if point.startswith(str(self.directory))]:
+        if mounted := [point for point, _ in mounts() if point.startswith(str(self.directory))]:
             left += [f"mount {point}" for point in mounted]  # and what is mounted is not removed
         else:
             shutil.rmtree(self.directory)
         return left
 
 
-def mount_points() -> list[str]:
-    return [line.split()[4] for line in read("/proc/self/mountinfo").splitlines()]
+def mounts() -> list[tuple[str, str]]:
+    """Where what kind of file system is mounted."""
+    lines = [line.split() for line in read("/proc/self/mountinfo").splitlines()]
+    return [(words[4], words[words.index("-") + 1]) for words in lines]
 
 
 class Container:
