@@ -101,6 +101,8 @@ def drop(setup: Setup) -> None:
     process.prctl(process.PR_SET_KEEPCAPS, 1)
     _switch_user(setup)
     process.prctl(process.PR_SET_KEEPCAPS, 0)
+    # kernel: a change of user sets it to fs.suid_dumpable, which may allow tracing.
+    process.prctl(process.PR_SET_DUMPABLE, 0)
     capability.capset(masks.effective, masks.permitted, masks.inheritable)
     _set_ambient(masks.ambient, last)
     _verify(setup, masks)

@@ -77,7 +77,11 @@ class Channel:
         """Wait for a message. Raises ChannelClosed at the end, RemoteError for an `error`."""
         size = int.from_bytes(self._read(4), "big")
         if size == _REPORT:
-            kind, result = trampoline.read_report(self._read(trampoline.REPORT_SIZE - 4)[4:])
+            try:
+                report = self._read(trampoline.REPORT_SIZE - 4)[4:]
+                kind, result = trampoline.read_report(report)
+            except ValueError as error:
+                raise MinirunError(str(error)) from None
             return {"tag": "report", "kind": kind, "result": result}
         if size > _LIMIT:
             raise MinirunError(f"message of {size} bytes between the processes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from minirun import devicefilter
+from minirun.errors import Unsupported
 from minirun.step import step
 
 TYPE_CHECKING = False
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
 def _asked(setup: Setup) -> Sequence[DeviceRule]:
     resources = setup.spec.linux.resources
     return resources.devices if resources else ()
+
+
+def _refuse_unfiltered(setup: Setup, policy: devicefilter.Policy) -> None:
+    """Without a cgroup no program can be attached: refuse unless nothing depends on it."""
+    # In a user namespace mknod(2) is refused, and nodes on the way in are the host's to give.
+    if policy.allows_all or setup.new_user_namespace:
+        return
+    raise Unsupported(
+        "device rules need cgroup v2",
+        cause="without a cgroup of its own the container could open any device",
+        fix="boot with systemd.unified_cgroup_hierarchy=1, or use a user namespace",
+    )
 
 
 def _describe(setup: Setup) -> list[str]:
@@ -33,8 +46,8 @@ def _number(value: int | None) -> str:
 @step(details=_describe, why="a node of a disk, made or found in the image, must not be opened")
 def attach(setup: Setup) -> None:
     """Load the program that checks every device access"""
-    if setup.group is None:
-        setup.notes.append("device access is not filtered: that needs a cgroup")
-        return
     policy = devicefilter.policy(_asked(setup), setup.spec.linux.devices)
+    if setup.group is None:
+        _refuse_unfiltered(setup, policy)
+        return
     devicefilter.attach(setup.group.dirfd, policy)

@@ -117,6 +117,8 @@ def destroy(container: Container) -> None:
         with group:
             group.kill()
             group.remove()
+    elif not container.saved.pid:
+        _remove_leftover(container)
     _poststop(container)
     container.remove()
 
@@ -141,10 +143,21 @@ def _poststop(container: Container) -> None:
 
 def _remove_broken(container: Container) -> None:
     """Remove a container of which no state can be read: an empty cgroup of its name, the files."""
+    _remove_leftover(container)
+    container.remove()
+
+
+def _remove_leftover(container: Container) -> None:
+    """Remove the empty cgroup that a killed create had made but not recorded."""
     tree = hierarchy()
-    group = open_group(tree, location(None, container.id)) if tree.usable else None
+    if not tree.usable:
+        return
+    try:
+        path = container.spec.linux.cgroups_path
+    except (MinirunError, OSError):
+        path = None
+    group = open_group(tree, location(path, container.id))
     if group is not None:
         with group:
             if not group.populated():
                 group.remove()
-    container.remove()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minirun import capabilities, foreground, joining, parent, state, syscallfilter
+from minirun import foreground, joining, parent, recipe, state
 from minirun.cgroups.group import open_subgroup
 from minirun.ending import group_of
 from minirun.errors import ConfigError, StateError
@@ -24,9 +24,10 @@ def exec_process(root: str, cid: str, process: Process, launch: Launch) -> int:
         setup = _prepare(container, process, launch)
         console = console_of(setup)
         parent.join(setup)
+        # The process can be stopped from inside from here on: the lock must not depend on it.
+        container.close()
         with foreground.Signals() as caught:
             parent.release(setup)
-            container.close()
             if launch.detach:
                 return 0
             return attend(setup, console, caught)
@@ -48,13 +49,18 @@ def _prepare(container: Container, process: Process, launch: Launch) -> Setup:
     setup.join_flags = joining.differing(setup.pid)
     with open(f"/proc/{setup.pid}/setgroups", "rb") as file:
         setup.setgroups_denied = file.read(4) == b"deny"
-    follow("parent", (capabilities.look, syscallfilter.compile_filter), setup)
+    follow("parent", recipe.EXEC_PREPARE, setup)
     return setup
 
 
 def _enter_group(setup: Setup, container: Container) -> None:
     group = group_of(container)
     if group is None:
+        if container.saved.cgroup is not None:
+            raise StateError(
+                f"the container's cgroup {container.saved.cgroup} cannot be found",
+                cause="without it the process would be under no limit and no device rule",
+            )
         return
     if group.frozen() and not setup.launch.ignore_paused:
         raise StateError("cannot exec in a paused container (use --ignore-paused to override)")

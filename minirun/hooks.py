@@ -12,12 +12,12 @@ import select
 
 from minirun import jsontext
 from minirun.errors import MinirunError
-from minirun.kernel import process
+from minirun.kernel import process, resource, seccomp
 from minirun.step import step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from minirun.setup import Setup
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _OUTPUT_SHOWN = 4096
 _NOT_STARTED = 127
 _SIGKILL = 9
+_LONGEST = (1 << 31) - 1  # milliseconds that poll(2) can wait
 
 
 def state_of(setup: Setup, status: str) -> dict[str, Any]:
@@ -42,14 +43,26 @@ def state_of(setup: Setup, status: str) -> dict[str, Any]:
     return state
 
 
-def run_all(kind: str, hooks: Sequence[Hook], state: dict[str, Any], cwd: str | None) -> None:
+def run_all(
+    kind: str,
+    hooks: Sequence[Hook],
+    state: dict[str, Any],
+    cwd: str | None,
+    confine: Callable[[], None] | None = None,
+) -> None:
     """Run the hooks in order; the first that fails ends it with an error that shows its output."""
     for number, hook in enumerate(hooks):
-        run_one(f"{kind} hook #{number} ({hook.path})", hook, state, cwd)
+        run_one(f"{kind} hook #{number} ({hook.path})", hook, state, cwd, confine)
 
 
-def run_one(name: str, hook: Hook, state: dict[str, Any], cwd: str | None) -> None:
-    """Run one hook and wait for it.
+def run_one(
+    name: str,
+    hook: Hook,
+    state: dict[str, Any],
+    cwd: str | None,
+    confine: Callable[[], None] | None = None,
+) -> None:
+    """Run one hook and wait for it; `confine` is called in its process, last.
 
     Raises MinirunError if it cannot be started, fails, or outlives its timeout (seconds).
     """
@@ -62,7 +75,7 @@ def run_one(name: str, hook: Hook, state: dict[str, Any], cwd: str | None) -> No
         os.lseek(stdin, 0, os.SEEK_SET)
         pid, pidfd = process.clone3(0)
         if pid == 0:
-            _become(hook, stdin, output, cwd)
+            _become(hook, stdin, output, cwd, confine)
         try:
             status = _wait(pid, pidfd, hook.timeout)
         finally:
@@ -73,7 +86,9 @@ def run_one(name: str, hook: Hook, state: dict[str, Any], cwd: str | None) -> No
         os.close(output)
 
 
-def _become(hook: Hook, stdin: int, output: int, cwd: str | None) -> None:
+def _become(
+    hook: Hook, stdin: int, output: int, cwd: str | None, confine: Callable[[], None] | None
+) -> None:
     """In the child: become the hook; never returns."""
     try:
         os.setpgid(0, 0)
@@ -87,6 +102,8 @@ def _become(hook: Hook, stdin: int, output: int, cwd: str | None) -> None:
         envp = process.string_array([os.fsencode(entry) for entry in hook.env or ()])
         process.reset_signals()
         process.close_range(3)
+        if confine is not None:
+            confine()
         process.execve(os.fsencode(hook.path), argv, envp)
     except (OSError, ValueError) as error:
         os.write(2, f"{getattr(error, 'strerror', None) or error}".lower().encode())
@@ -98,7 +115,7 @@ def _wait(pid: int, pidfd: int, timeout: int | None) -> int | None:
     """Wait for the hook; None if its time ended and it was killed with its group."""
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
-    late = not poller.poll(timeout * 1000 if timeout and timeout > 0 else None)
+    late = not poller.poll(min(timeout * 1000, _LONGEST) if timeout and timeout > 0 else None)
     if late:
         # Not reaped yet, so the group's number cannot be another's.
         os.killpg(pid, _SIGKILL)
@@ -144,4 +161,13 @@ def create_container(setup: Setup) -> None:
 def start_container(setup: Setup) -> None:
     """Run the startContainer hooks, as the payload"""
     hooks = setup.spec.hooks.start_container
-    run_all("startContainer", hooks, state_of(setup, "created"), None)
+    state = state_of(setup, "created")
+    run_all("startContainer", hooks, state, None, lambda: _confine(setup))
+
+
+def _confine(setup: Setup) -> None:
+    """Put a hook that is the container's file under the payload's limits and filter."""
+    for one in setup.process.rlimits:
+        resource.prlimit(0, one.type, one.soft, one.hard)
+    if setup.filter is not None and setup.process.no_new_privileges:
+        seccomp.set_mode_filter(setup.filter.program, setup.filter.flags)

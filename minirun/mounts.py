@@ -93,6 +93,13 @@ def open_sources(setup: Setup) -> None:
     if setup.spec.linux.masked_paths:
         setup.null_source = m.open_tree(AT_FDCWD, "/dev/null", m.OPEN_TREE_CLONE)
         _check_null(setup.null_source)
+        # Read-only, or root of a container without a user namespace could chmod the host's node;
+        # writing to a device is not writing to its file system.
+        m.mount_setattr(
+            setup.null_source,
+            set_=m.MOUNT_ATTR_RDONLY | m.MOUNT_ATTR_NOSUID | m.MOUNT_ATTR_NOEXEC,
+            propagation=m.MS_PRIVATE,
+        )
         # Else a second mask on it would appear on the host's /dev/null.
         m.mount_setattr(setup.null_source, propagation=m.MS_PRIVATE)
 
@@ -212,7 +219,9 @@ def _new_mount(setup: Setup, entry: Mount, options: Options) -> int:
     if not kind:
         raise ConfigError("mounts", f"{entry.destination}: type is required")
     if kind == "cgroup2":
-        return _new_cgroup(entry, options)
+        if not setup.needs_private("cgroup"):
+            return _own_group(setup)
+        return _new_cgroup(setup, entry, options)
     config = m.fsopen(kind)
     try:
         if entry.source:
@@ -234,7 +243,7 @@ def _configure(config: int, options: Options) -> int:
     return m.fsmount(config, 0)
 
 
-def _new_cgroup(entry: Mount, options: Options) -> int:
+def _new_cgroup(setup: Setup, entry: Mount, options: Options) -> int:
     """Mount cgroup2; where that is refused, bind the container's own group of the host's tree."""
     config = m.fsopen("cgroup2")
     try:
@@ -246,8 +255,17 @@ def _new_cgroup(entry: Mount, options: Options) -> int:
             raise
     finally:
         os.close(config)
-    fd = m.open_tree(AT_FDCWD, "/sys/fs/cgroup", m.OPEN_TREE_CLONE | AT_RECURSIVE)
-    # CVE-2023-25809: without a cgroup namespace the host's tree must not be writable.
+    return _own_group(setup)
+
+
+def _own_group(setup: Setup) -> int:
+    """Bind the container's own group, read-only.
+
+    A new mount in the host's cgroup namespace would change the flags of the host's tree, and show
+    it whole (CVE-2023-25809).
+    """
+    path = "/sys/fs/cgroup" + (setup.group.path if setup.group is not None else "")
+    fd = m.open_tree(AT_FDCWD, path, m.OPEN_TREE_CLONE | AT_RECURSIVE)
     m.mount_setattr(fd, set_=m.MOUNT_ATTR_RDONLY, recursive=True)
     return fd
 
@@ -432,7 +450,12 @@ def mask_paths(setup: Setup) -> None:
 def _empty_directory() -> int:
     config = m.fsopen("tmpfs")
     try:
-        for key, value in (("source", "tmpfs"), ("size", "4k"), ("nr_inodes", "2"), ("mode", "555")):
+        for key, value in (
+            ("source", "tmpfs"),
+            ("size", "4k"),
+            ("nr_inodes", "2"),
+            ("mode", "555"),
+        ):
             m.fsconfig_string(config, key, value)
         m.fsconfig_flag(config, "ro")
         m.fsconfig_create(config)

@@ -6,7 +6,7 @@ import os
 
 from minirun import channel, child, program, recipe
 from minirun.channel import Channel, ChannelClosed
-from minirun.errors import MinirunError
+from minirun.errors import MinirunError, describe
 from minirun.kernel import process
 from minirun.step import follow
 
@@ -136,8 +136,14 @@ def _follow_and_go(setup: Setup, steps: Any) -> None:
 
 def _adopt(setup: Setup, pid: int) -> None:
     """Take the inner process, our child by CLONE_PARENT, and let the outer one end."""
-    setup.pid = pid
-    setup.pidfd = process.pidfd_open(pid)
+    pidfd = process.pidfd_open(pid)
+    try:
+        # Our child by CLONE_PARENT; any other number was not told by whom we made.
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        os.close(pidfd)
+        raise MinirunError("the process that was told is not the container's") from None
+    setup.pid, setup.pidfd = pid, pidfd
     _reap_outer(setup)
 
 
@@ -189,4 +195,7 @@ def _explain_oom(setup: Setup, error: BaseException) -> None:
 def _roll_back(setup: Setup) -> None:
     """Undo the parent's steps, the newest first."""
     while setup.undo:
-        setup.undo.pop()()
+        try:
+            setup.undo.pop()()
+        except (MinirunError, OSError) as error:
+            setup.notes.append(f"could not be undone: {describe(error)}")

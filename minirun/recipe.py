@@ -107,6 +107,7 @@ ENTER = (
     labels.open_procfs,
     program.prepare_environment,
     terminal.take_terminal,
+    terminal.reopen_null,
     terminal.own_streams,
     program.set_umask,
     program.reset_signals,
@@ -130,6 +131,12 @@ START = (
     payload.become,  # waits for start itself where there are no hooks
 )
 
+EXEC_PREPARE = (
+    capabilities.look,
+    terminal.open_console_socket,
+    syscallfilter.compile_filter,
+)
+
 EXEC = (
     joining.join_all,
     joining.open_root,
@@ -138,6 +145,7 @@ EXEC = (
     terminal.open_pty,
     program.prepare_environment,
     terminal.lend_terminal,
+    terminal.reopen_null,
     terminal.own_streams,
     program.set_umask,
     program.reset_signals,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import select
+import stat
 
 from minirun import hooks, state
 from minirun.channel import WORD, Channel
 from minirun.errors import MinirunError, StateError
+from minirun.kernel import process
 from minirun.parent import await_payload
 from minirun.setup import Launch, Setup
 from minirun.spec import Process
@@ -17,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from minirun.state import Container
 
+_SIGKILL = 9
 _REFUSED = {
     "running": "cannot start an already running container",
     "stopped": "cannot start a container that has stopped",
@@ -33,9 +36,12 @@ def start(root: str, cid: str) -> None:
             )
         spec = container.spec
         setup = Setup(cid, spec, spec.process or Process(), container.saved.bundle, Launch())
-        _release(container, setup.process.args)
-        setup.pid = container.saved.pid
-        poststart(setup)
+        setup.pid, setup.pidfd = container.saved.pid, container.pidfd()
+        try:
+            _release(container, setup)
+            poststart(setup)
+        finally:
+            os.close(setup.pidfd)
 
 
 def poststart(setup: Setup) -> None:
@@ -46,13 +52,15 @@ def poststart(setup: Setup) -> None:
     try:
         hooks.run_all("poststart", found, hooks.state_of(setup, "running"), setup.bundle)
     except MinirunError:
-        os.kill(setup.pid, 9)
+        try:
+            process.pidfd_send_signal(setup.pidfd, _SIGKILL)
+        except ProcessLookupError:
+            pass
         raise
 
 
-def _release(container: Container, args: tuple[str, ...]) -> None:
+def _release(container: Container, setup: Setup) -> None:
     """Send the word and wait until execve, which closes the child's end, or its error."""
-    pidfd = container.pidfd()
     result = _open(container, state.RESULT, os.O_RDONLY)
     try:
         fifo = _open(container, state.FIFO, os.O_WRONLY)
@@ -62,10 +70,9 @@ def _release(container: Container, args: tuple[str, ...]) -> None:
             os.close(fifo)
         os.unlink(state.FIFO, dir_fd=container.dirfd)
         os.set_blocking(result, True)
-        _await_exec(result, pidfd, args)
+        _await_exec(result, setup.pidfd, setup.process.args)
     finally:
         os.close(result)
-        os.close(pidfd)
     os.unlink(state.RESULT, dir_fd=container.dirfd)
 
 
@@ -73,11 +80,15 @@ def _open(container: Container, name: str, flags: int) -> int:
     # O_NONBLOCK: to write fails with ENXIO where nobody reads, instead of waiting for ever.
     flags |= os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return os.open(name, flags, dir_fd=container.dirfd)
+        fd = os.open(name, flags, dir_fd=container.dirfd)
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ENOENT):
             raise StateError("cannot start a container that has stopped") from None
         raise
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StateError(f"container {container.id} has no usable state: {name} is not a FIFO")
+    return fd
 
 
 def _await_exec(result: int, pidfd: int, args: tuple[str, ...]) -> None:

@@ -159,14 +159,26 @@ class Container:
             raise DoesNotExist(f"container does not exist: {self.id}")
 
     def read(self) -> None:
-        """Read state.json. Raises StateError if it cannot be understood."""
+        """Read state.json. Raises StateError if it cannot be understood, DoesNotExist."""
         try:
             self.saved = Saved.decode(jsontext.read(STATE, "state.json", self.dirfd))
+        except FileNotFoundError:
+            if self._comes_or_goes():
+                raise DoesNotExist(f"container does not exist: {self.id}") from None
+            raise self._unusable("state.json is missing") from None
         except (MinirunError, OSError) as error:
-            raise StateError(
-                f"container {self.id} has no usable state: {getattr(error, 'message', error)}",
-                fix=f"minirun delete --force {self.id}",
-            ) from None
+            raise self._unusable(getattr(error, "message", error)) from None
+
+    def _unusable(self, reason: object) -> StateError:
+        return StateError(
+            f"container {self.id} has no usable state: {reason}",
+            fix=f"minirun delete --force {self.id}",
+        )
+
+    def _comes_or_goes(self) -> bool:
+        """Whether a create or delete of this very moment is why there is no state."""
+        gone = os.fstat(self.dirfd).st_nlink == 0 or not self.has(_LOCK)
+        return self.lockfd < 0 and (gone or self._being_made())
 
     def save(self, **changes: Any) -> None:
         """Change fields of the state and write it, whole or not at all."""
@@ -329,7 +341,10 @@ def names(root: str) -> list[str]:
     try:
         found = []
         for name in sorted(os.listdir(rootfd)):
-            mode = os.stat(name, dir_fd=rootfd, follow_symlinks=False).st_mode
+            try:
+                mode = os.stat(name, dir_fd=rootfd, follow_symlinks=False).st_mode
+            except FileNotFoundError:
+                continue  # deleted meanwhile
             if stat.S_ISDIR(mode) and not name.startswith(".") and set(name) <= _ID_CHARACTERS:
                 found.append(name)
         return found

@@ -192,6 +192,39 @@ def _use_terminal(setup: Setup) -> None:
     os.close(setup.terminal_fd)
 
 
+@step(
+    lambda setup: not setup.process.terminal,
+    why="root of a container without a user namespace could chmod the host's node by it",
+)
+def reopen_null(setup: Setup) -> None:
+    """Let streams that lead to the host's /dev/null lead to the container's"""
+    null = os.makedev(1, 3)
+    for fd in (0, 1, 2):
+        try:
+            status = os.fstat(fd)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            continue
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == null:
+            _replace_null(setup.rootfd, fd)
+
+
+def _replace_null(rootfd: int, stream: int) -> None:
+    try:
+        fd = inroot.open_path(rootfd, "/dev/null", os.O_RDWR | os.O_NOCTTY, links=False)
+    except OSError as error:
+        # None there, or one that the device program or a link keeps away: the stream stays.
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.EPERM, errno.EACCES, errno.ENOTDIR,
+                           errno.ENXIO, errno.EISDIR):  # fmt: skip
+            return
+        raise
+    status = os.fstat(fd)
+    if stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3):
+        os.dup2(fd, stream)
+    os.close(fd)
+
+
 @step(lambda setup: not setup.process.terminal)
 def own_streams(setup: Setup) -> None:
     """Give pipes and terminals of the standard streams to the payload's user"""

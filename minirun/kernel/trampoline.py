@@ -20,7 +20,7 @@ import os
 import struct
 
 from minirun.kernel.c import c_char_p, c_int, c_void_p
-from minirun.kernel.libc import call, syscall
+from minirun.kernel.libc import call, failure, syscall
 
 # kind 0 must be clone: its parent reports the child's pid and ends.
 CLONE = 0
@@ -194,7 +194,13 @@ def sealed(image: bytes) -> int:
         fd = os.memfd_create("minirun", flags | 0x10)  # MFD_EXEC, since 6.3
     except OSError:
         fd = os.memfd_create("minirun", flags)
-    os.write(fd, image)
+    try:
+        # A limit on the size of files would cut the image, and what is cut reads as zeros.
+        if os.write(fd, image) != len(image):
+            raise failure(errno.EFBIG, f"write(memfd, {len(image)} bytes)")
+    except BaseException:
+        os.close(fd)
+        raise
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0xF)  # SEAL, SHRINK, GROW, WRITE
     return fd
 
@@ -202,17 +208,8 @@ def sealed(image: bytes) -> int:
 def become(fd: int) -> None:
     """Replace this process by the image; returns only by raising. Source: execveat(2).
 
-    Where a filter allows execve(2) and not execveat(2), the image is named through /proc.
+    Never by a name below /proc: that could be a file which the container chose.
     """
-    try:
-        _become(fd)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOSYS):
-            raise
-    os.execve(f"/proc/self/fd/{fd}", ["minirun"], {})
-
-
-def _become(fd: int) -> None:
     empty = (c_char_p * 1)(None)
     named = (c_char_p * 2)(b"minirun", None)
     call(
@@ -225,4 +222,6 @@ def _become(fd: int) -> None:
 def read_report(data: bytes) -> tuple[str, int]:
     """Decode what follows the mark of a report: the kind of the call and its result or -errno."""
     kind, result = struct.unpack("<Qq", data)
+    if kind >= len(KINDS) or not -4096 < result < 1 << 22:
+        raise ValueError("malformed report of the container's process")
     return KINDS[kind], result
