@@ -36,7 +36,10 @@ ip link set lo up
 set +e
 trap 'for id in $(minirun list -q); do minirun delete --force "$id"; done' EXIT
 last=0
-try() { for _ in 1 2 3 4 5 6 7 8 9 10; do "$@" && return; sleep 0.5; done; }
+try() {
+    for _ in 1 2 3 4 5 6 7 8 9 10; do told=$("$@" 2>&1) && break; sleep 0.5; done
+    printf '%s\n' "$told"
+}
 """
 
 
