@@ -1,7 +1,7 @@
 """What is kept of a container between two calls: one directory below the state root.
 
-    <root>/<id>/            0700, made exclusively: its making is the claim on the ID
-        lock                flock(2) held while the container is changed
+    <root>/<id>/            0700, made exclusively: its making is the claim on the ID;
+                            flock(2) on it is held while the container is changed
         state.json          written aside and renamed, before the container's process goes on
         config.json         the configuration as it was at create; the bundle may change after
         exec.fifo, result   while created: `start` speaks and listens here
@@ -32,7 +32,6 @@ FIFO = "exec.fifo"
 RESULT = "exec.result"
 STATE = "state.json"
 CONFIG = "config.json"
-_LOCK = "lock"
 _ID_MAX = 255
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 _NOFOLLOW = os.O_NOFOLLOW | os.O_CLOEXEC
@@ -147,9 +146,8 @@ class Container:
 
     def lock(self) -> None:
         """Wait for the container's lock. Raises DoesNotExist if it was deleted meanwhile."""
-        flags = os.O_RDWR | os.O_CREAT | _NOFOLLOW
         try:
-            self.lockfd = os.open(_LOCK, flags, 0o600, dir_fd=self.dirfd)
+            self.lockfd = self._reopened()
             fcntl.flock(self.lockfd, fcntl.LOCK_EX)
             # The directory may have gone while we waited, and another may bear its name.
             here, there = os.fstat(self.dirfd), os.stat(self.path, follow_symlinks=False)
@@ -177,8 +175,8 @@ class Container:
 
     def _comes_or_goes(self) -> bool:
         """Whether a create or delete of this very moment is why there is no state."""
-        gone = os.fstat(self.dirfd).st_nlink == 0 or not self.has(_LOCK)
-        return self.lockfd < 0 and (gone or self._being_made())
+        # In this order: a delete that ends in between has removed the directory.
+        return self._being_made() or os.fstat(self.dirfd).st_nlink == 0
 
     def save(self, **changes: Any) -> None:
         """Change fields of the state and write it, whole or not at all."""
@@ -223,12 +221,13 @@ class Container:
             return "stopped"
         return "created" if self.has(FIFO) else "running"
 
+    def _reopened(self) -> int:
+        """Return another open file of the directory: the lock is of that, flock(2), not of ours."""
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.dirfd)
+
     def _being_made(self) -> bool:
         """Whether the lock is held: by the create that has not come to a process yet."""
-        try:
-            fd = os.open(_LOCK, os.O_RDWR | _NOFOLLOW, dir_fd=self.dirfd)
-        except FileNotFoundError:
-            return False
+        fd = self._reopened()
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
