@@ -552,9 +552,14 @@ def flipping(one: Path, other: Path, microseconds: int = 150) -> Iterator[None]:
             process.kill()
 
 
-def traced(words: Sequence[str], *rules: str, log: str = "/dev/null") -> list[str]:
-    """Return the words that run `words` under strace, with its -e rules."""
-    trace = ["strace", "-f", "-qq", "-y", "-s", "256", "-o", log]
+def traced(
+    words: Sequence[str], *rules: str, log: str = "/dev/null", apart: bool = False
+) -> list[str]:
+    """Return the words that run `words` under strace, with its -e rules.
+
+    `apart`: strace is no parent of it, so that it need not end with what it leaves running.
+    """
+    trace = ["strace", "-f", "-qq", "-y", "-s", "256", "-A", "-o", log, *(["-D"] if apart else [])]
     for rule in rules:
         trace += ["-e", rule]
     return [*trace, "--", *words]
