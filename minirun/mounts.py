@@ -279,7 +279,12 @@ def _open_target(setup: Setup, entry: Mount, destination: str, fd: int) -> int:
         return _ordinary_directory(setup.rootfd, destination)
     if directory:
         return inroot.make_directory(setup.rootfd, destination)
-    return inroot.make_file(setup.rootfd, destination)
+    target = inroot.make_file(setup.rootfd, destination)
+    if stat.S_ISDIR(os.fstat(target).st_mode):
+        os.close(target)
+        # What mount(2) says of it; move_mount(2) has EINVAL for this and much else.
+        raise failure(errno.ENOTDIR, f"move_mount(, {quote(destination)})")
+    return target
 
 
 def _ordinary_directory(rootfd: int, destination: str) -> int:
