@@ -8,17 +8,21 @@ a prejudice, or something that runc does worse.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import itertools
 import json
 import os
+import pty
 import select
 import shlex
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 import tarfile
+import termios
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -469,6 +473,34 @@ def until(condition: Callable[[], Any], limit: float = 5) -> Any:
         reap_orphans()
         time.sleep(0.01)
     return found
+
+
+def read_until(master: int, mark: bytes, limit: float = 5) -> bytes:
+    """Read from a terminal up to and with a mark."""
+    text, end = b"", time.monotonic() + limit
+    while mark not in text:
+        assert time.monotonic() < end, text
+        if select.select([master], [], [], 0.1)[0]:
+            try:
+                text += os.read(master, 4096)
+            except OSError:  # EIO: the other end is closed
+                break
+    return text
+
+
+@contextlib.contextmanager
+def in_a_terminal(words: list[str], size: tuple[int, int] = (24, 80)) -> Iterator[tuple[int, Any]]:
+    """A command whose terminal is ours: its master, and the process."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    streams = {"stdin": slave, "stdout": slave, "stderr": slave}
+    with subprocess.Popen(words, start_new_session=True, **streams) as process:  # type: ignore[call-overload]
+        try:
+            os.close(slave)
+            yield master, process
+        finally:
+            process.kill()
+            os.close(master)
 
 
 # ---------------------------------------------------------------- the host

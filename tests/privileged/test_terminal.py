@@ -7,18 +7,14 @@ import contextlib
 import fcntl
 import json
 import os
-import pty
-import select
 import signal
 import socket
 import struct
-import subprocess
 import termios
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runtime import good, host_same, read, traced, until
+from runtime import good, host_same, in_a_terminal, read, read_until, traced, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,18 +50,6 @@ def receive(server: socket.socket) -> tuple[int, bytes]:
         return fds[0], payload
 
 
-def read_until(master: int, mark: bytes, limit: float = 5) -> bytes:
-    text, end = b"", time.monotonic() + limit
-    while mark not in text:
-        assert time.monotonic() < end, text
-        if select.select([master], [], [], 0.1)[0]:
-            try:
-                text += os.read(master, 4096)
-            except OSError:  # EIO: the other end is closed
-                break
-    return text
-
-
 @contextlib.contextmanager
 def created(box: Box, *args: str, **options: Any) -> Iterator[int]:
     """A created and started container with a terminal, whose master is given."""
@@ -79,21 +63,6 @@ def created(box: Box, *args: str, **options: Any) -> Iterator[int]:
         yield master
     finally:
         os.close(master)
-
-
-@contextlib.contextmanager
-def in_a_terminal(words: list[str], size: tuple[int, int] = (24, 80)) -> Iterator[tuple[int, Any]]:
-    """A command whose terminal is ours: its master, and the process."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
-    streams = {"stdin": slave, "stdout": slave, "stderr": slave}
-    with subprocess.Popen(words, start_new_session=True, **streams) as process:  # type: ignore[call-overload]
-        try:
-            os.close(slave)
-            yield master, process
-        finally:
-            process.kill()
-            os.close(master)
 
 
 # ---------------------------------------------------------------- the console socket
