@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 _FAILED = 1
 
 
-def lock_down() -> None:
+def lock_down(setup: Setup) -> None:
     """Make the interpreter unable to load anything more."""
-    for name in ("utf-8", "ascii", "latin-1", "unicode_escape"):
-        codecs.lookup(name)
+    # The other encodings of ours (ASCII, Latin-1) the interpreter does without looking them up.
+    codecs.lookup("utf-8")
     # Used lazily by the interpreter or by us: encoding a message, sending a terminal.
     import _json  # noqa: F401
-    import _socket  # noqa: F401
+
+    if setup.process.terminal:
+        import _socket  # noqa: F401 - 1.5 ms
 
     sys.meta_path.clear()
     sys.path.clear()
@@ -60,7 +62,7 @@ def run_outer(setup: Setup, channel: Channel) -> NoReturn:
     setup.events = None if setup.events is None else []
     try:
         protect(setup)
-        lock_down()
+        lock_down(setup)
         follow("outer", recipe.OUTER, setup)
         pid, _pidfd = process.clone3(process.CLONE_PARENT)
         if pid == 0:
@@ -126,7 +128,7 @@ def run_joining(setup: Setup, channel: Channel) -> NoReturn:
     setup.channel = channel
     try:
         protect(setup)
-        lock_down()
+        lock_down(setup)
         follow("outer", recipe.EXEC, setup)
     except BaseException as error:  # noqa: BLE001 - see run_outer
         fail(setup, error)

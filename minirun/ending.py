@@ -16,6 +16,7 @@ from minirun.spec import Process
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from minirun.cgroups.group import Group
+    from minirun.spec import Spec
     from minirun.state import Container
 
 _SIGKILL = 9
@@ -110,23 +111,35 @@ def _end(container: Container) -> None:
         os.close(pidfd)
 
 
-def destroy(container: Container) -> None:
-    """Remove the cgroup, run the poststop hooks, remove the state."""
-    group = group_of(container)
+def finish(container: Container, setup: Setup) -> None:
+    """Remove a container whose process has ended, unless another has removed it meanwhile."""
+    try:
+        container.lock()
+    except DoesNotExist:
+        return
+    destroy(container, setup.group, setup.spec)
+
+
+def destroy(container: Container, group: Group | None = None, spec: Spec | None = None) -> None:
+    """Remove the cgroup, run the poststop hooks, remove the state.
+
+    The group and the configuration are looked up unless the caller has them.
+    """
+    group = group or group_of(container)
     if group is not None:
         with group:
             group.kill()
             group.remove()
     elif not container.saved.pid:
         _remove_leftover(container)
-    _poststop(container)
+    _poststop(container, spec)
     container.remove()
 
 
-def _poststop(container: Container) -> None:
+def _poststop(container: Container, spec: Spec | None) -> None:
     """Run the poststop hooks; one that fails is told of and does not stop the others."""
     try:
-        spec = container.spec
+        spec = spec or container.spec
     except (MinirunError, OSError):
         return  # create did not come so far
     if not spec.hooks.poststop:

@@ -161,6 +161,11 @@ def read(path: str, what: str, dirfd: int | None = None) -> Any:
 
     Raises OSError if it cannot be opened, JSONError if it is not a regular file or not JSON.
     """
+    return loads(read_bytes(path, what, dirfd), what)
+
+
+def read_bytes(path: str, what: str, dirfd: int | None = None) -> bytes:
+    """Read a regular file of at most MAX_BYTES (a byte more tells that it is larger)."""
     # O_NONBLOCK: opening a FIFO put in the file's place must not hang.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, dir_fd=dirfd)
     try:
@@ -169,6 +174,6 @@ def read(path: str, what: str, dirfd: int | None = None) -> Any:
         data = b""
         while chunk := os.read(fd, MAX_BYTES + 1 - len(data)):
             data += chunk
-        return loads(data, what)
+        return data
     finally:
         os.close(fd)

@@ -32,14 +32,13 @@ def read_bundle(bundle: str) -> tuple[str, Spec, bytes]:
     if not os.path.isdir(path):
         raise MinirunError(f"bundle {path} is not a directory")
     try:
-        content = jsontext.read(os.path.join(path, CONFIG), CONFIG)
+        text = jsontext.read_bytes(os.path.join(path, CONFIG), CONFIG)
     except FileNotFoundError:
         raise MinirunError(
             f"JSON specification file {CONFIG} not found in {path}",
             fix="minirun spec writes one; minirun run --rootfs NAME needs none",
         ) from None
-    spec = Spec.decode(content)
-    return path, spec, jsontext.dumps(content).encode()
+    return path, Spec.decode(jsontext.loads(text, CONFIG)), text
 
 
 def prepare(cid: str, launch: Launch) -> tuple[Setup, bytes]:
@@ -169,8 +168,8 @@ def run(
             _destroy(container, setup)
             raise
         launch.notes += oom_notes(setup, status)
-    if not keep:
-        ending.delete(root, cid, force=True)
+        if not keep:
+            ending.finish(container, setup)
     return status
 
 

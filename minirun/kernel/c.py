@@ -25,6 +25,7 @@ from _ctypes import (
 
 __all__ = [
     "Array",
+    "Library",
     "Structure",
     "addressof",
     "byref",
@@ -100,10 +101,17 @@ else:
     c_int32, c_uint32, c_uint64, c_size_t = c_int, c_uint, c_ulong, c_ulong
 
 
-class _Loaded:
-    """The C library and the interpreter, which are in the process already."""
+class Library:
+    """A shared library; without a name the C library and the interpreter, which are here already.
 
-    _handle = dlopen(None, 0)  # type: ignore[arg-type]
+    Raises OSError with the dynamic linker's reason if it cannot be loaded.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        self._handle = dlopen(name, 0)  # type: ignore[arg-type]
+
+
+_HERE = Library()
 
 
 class _Function(CFuncPtr):
@@ -116,9 +124,9 @@ class _Hook(CFuncPtr):
     _restype_ = None
 
 
-def function(name: str, argtypes: tuple[Any, ...], restype: Any) -> Any:
-    """Look up a function of the C library. Raises AttributeError if it has none of that name."""
-    found = _Function((name, _Loaded))  # type: ignore[arg-type]
+def function(name: str, argtypes: tuple[Any, ...], restype: Any, library: Library = _HERE) -> Any:
+    """Look up a function of a library. Raises AttributeError if it has none of that name."""
+    found = _Function((name, library))  # type: ignore[arg-type]
     found.argtypes = argtypes
     found.restype = restype
     return found
@@ -126,7 +134,7 @@ def function(name: str, argtypes: tuple[Any, ...], restype: Any) -> Any:
 
 def interpreter_hook(name: str) -> Any:
     """Look up a `void (void)` of the interpreter, to be called with its lock held."""
-    found = _Hook((name, _Loaded))  # type: ignore[arg-type]
+    found = _Hook((name, _HERE))  # type: ignore[arg-type]
     found.argtypes = ()
     return found
 

@@ -6,10 +6,10 @@ it neither at run time nor installed. Failed calls raise OSError with `call` set
 
 from __future__ import annotations
 
-import ctypes
 import os
-from ctypes import c_char_p, c_int, c_uint, c_uint32, c_uint64, c_void_p
 
+from minirun.kernel import c
+from minirun.kernel.c import c_char_p, c_int, c_uint, c_uint32, c_uint64, c_void_p
 from minirun.kernel.libc import failure
 
 TYPE_CHECKING = False
@@ -37,11 +37,7 @@ _UNKNOWN = -1  # __NR_SCMP_ERROR
 _EEXIST = 17
 
 
-class scmp_version(ctypes.Structure):
-    _fields_ = (("major", c_uint), ("minor", c_uint), ("micro", c_uint))
-
-
-class scmp_arg_cmp(ctypes.Structure):
+class scmp_arg_cmp(c.Structure):
     _fields_ = (
         ("arg", c_uint),
         ("op", c_int),
@@ -54,18 +50,16 @@ class Library:
     """The loaded library. Raises OSError when it is not installed."""
 
     def __init__(self) -> None:
-        self._library = ctypes.CDLL(SONAME)
+        self._library = c.Library(SONAME)
         self._functions: dict[str, Any] = {}
-        declared = ctypes.POINTER(scmp_version)
-        found = self._function("seccomp_version", restype=declared)().contents
-        self.version = (int(found.major), int(found.minor), int(found.micro))
+        address = self._function("seccomp_version", restype=c_void_p)()
+        major, minor, micro = (c_uint * 3).from_address(address)  # struct scmp_version
+        self.version = (int(major), int(minor), int(micro))
 
     def _function(self, name: str, *argtypes: Any, restype: Any = c_int) -> Any:
         found = self._functions.get(name)
         if found is None:
-            found = getattr(self._library, name)
-            found.argtypes = argtypes
-            found.restype = restype
+            found = c.function(name, argtypes, restype, self._library)
             self._functions[name] = found
         return found
 
