@@ -167,6 +167,36 @@ def test_the_programs_of_the_host_are_not_looked_up_by_path(box: Box) -> None:
     assert not (box.place / "ran").exists()
 
 
+# ---------------------------------------------------------------- what a life costs
+
+# Each costs 7 to 300 ms, or opens a door that a runtime keeps shut.
+HEAVY = {
+    "argparse", "asyncio", "click", "collections", "contextlib", "dataclasses", "enum", "functools",
+    "inspect", "json", "logging", "pathlib", "prctl", "psutil", "pyroute2", "re", "rich", "shutil",
+    "signal", "site", "socket", "subprocess", "tempfile", "threading", "typing", "yaml",
+}  # fmt: skip
+
+
+def test_what_a_life_loads(box: Box) -> None:
+    """Every verb of a real container, the forked processes included."""
+    if os.environ.get("MINIRUN"):
+        pytest.skip("looks at the imports of the checkout")
+    start = box.command.index("-ISB")
+    box.command = [*box.command[:start], "-X", "importtime", *box.command[start:]]
+    box.user_namespace()
+    box.process["args"] = ["/bin/sleep", "60"]
+    box.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}
+    box.hook("createRuntime", "true")
+    told = [box.create(), box.start(), box.call("state", box.id), box.exec("/bin/true")]
+    told += [box.call("kill", box.id, "0"), box.call("list"), box.delete("--force"), box.run("-d")]
+    for done in told:
+        assert done.code == 0, done
+        lines = [line for line in done.err.splitlines() if line.startswith("import time:")]
+        loaded = {line.rpartition("|")[2].strip() for line in lines}
+        assert "minirun.cli" in loaded
+        assert not loaded & HEAVY
+
+
 # ---------------------------------------------------------------- a hostile caller: P-10 to P-12
 
 
