@@ -153,7 +153,9 @@ def _except(found: Policy, rule: DeviceRule, which: Which, access: int, path: st
         exceptions[which] = exceptions.get(which, 0) | access
         return
     for other, bits in exceptions.items():
-        if other != which and bits & access and _covers(other, which):
+        # Two that only cross, such as *:0 and 0:*, would leave what is denied open where they do.
+        crossed = not rule.allow and _meet(other, which) and not _covers(which, other)
+        if other != which and bits & access and (crossed or _covers(other, which)):
             raise ConfigError(
                 path,
                 f"cannot except {_show(which, access)} from the earlier rule {_show(other, bits)}",
@@ -166,6 +168,11 @@ def _except(found: Policy, rule: DeviceRule, which: Which, access: int, path: st
                 exceptions[other] = left
             else:
                 del exceptions[other]
+
+
+def _meet(one: Which, other: Which) -> bool:
+    pairs = list(zip(one, other, strict=True))
+    return all(a == b or None in (a, b) for a, b in pairs)
 
 
 def _covers(wide: Which, narrow: Which) -> bool:

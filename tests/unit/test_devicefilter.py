@@ -159,6 +159,11 @@ class Emulation:
         for wider in {(kind, -1, minor), (kind, major, -1), (kind, -1, -1)} - {key}:
             if self.found.get(wider, set()) & access:
                 raise ConfigError("rules", "cannot except")
+        for other, letters in self.found.items():
+            meets = all(-1 in (a, b) or a == b for a, b in zip(other, key, strict=True))
+            inside = all(b in (-1, a) for a, b in zip(other, key, strict=True))
+            if not allow and meets and not inside and letters & access:
+                raise ConfigError("rules", "cannot except")  # they cross: stricter than runc
         for other in self.found:
             narrower = other[0] == kind and major in (-1, other[1]) and minor in (-1, other[2])
             if other == key or (narrower and not allow):
