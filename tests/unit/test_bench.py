@@ -221,14 +221,27 @@ def a_report(**changes: Any) -> report.Report:
 
 
 def test_record_says_what_weakens_it() -> None:
-    sound = "\n".join(a_report().lines())
+    sound = "\n".join(a_report().conclusion())
     assert "NOT IDLE" not in sound
     assert "only" not in sound
-    busy = "\n".join(a_report(during=machine.Load(1.5, 0.0)).lines())
+    busy = "\n".join(a_report(during=machine.Load(1.5, 0.0)).conclusion())
     assert "NOT IDLE" in busy
-    assert "only 19 rounds" in "\n".join(a_report(runs=19).lines())
+    assert "only 19 rounds" in "\n".join(a_report(runs=19).conclusion())
     emulated = a_report(machine={"processors": "2 x processor, emulated"})
-    assert "emulated: ratios mean little" in "\n".join(emulated.lines())
+    assert "emulated: ratios mean little" in "\n".join(emulated.conclusion())
+
+
+def test_record_shows_its_head_and_a_table() -> None:
+    made = a_report()
+    assert "minirun: 1, /m" in made.head()
+    assert "runc: not installed" in made.head()
+    assert made.table("run")[1].startswith("== run")
+    assert made.table("run")[-1] == "runc: not measured: not installed"
+
+
+def test_record_adds_up_the_blocks() -> None:
+    made = a_report(cases={"serial": {"minirun": row(100, 200)}})
+    assert made.table("serial")[-1] == "minirun: 40 containers in 6.0 s"
 
 
 def test_record_as_json(tmp_path: Path) -> None:

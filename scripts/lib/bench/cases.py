@@ -269,6 +269,7 @@ CASES = {
 
 # ---------------------------------------------------------------- memory
 
+MEMORY = "memory"
 MEMORY_TITLE = "memory of the runtime's own processes, beside the container's"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lib.bench import figures
-from lib.bench.cases import CASES, MEMORY_TITLE, PER_BLOCK
+from lib.bench.cases import CASES, MEMORY, MEMORY_TITLE, PER_BLOCK
 from lib.bench.figures import ENOUGH, Memory, Sample, Verdict
 
 if TYPE_CHECKING:
@@ -49,23 +49,28 @@ class Report(NamedTuple):
 
     # ---------------------------------------------------------------- for people
 
-    def lines(self) -> list[str]:
+    def head(self) -> list[str]:
         lines = [f"{key}: {value}" for key, value in self.machine.items()]
         lines.append(f"root filesystem: {self.root}")
         for name, tool in self.found.items():
             words = tool if isinstance(tool, str) else f"{tool.version}, {' '.join(tool.words)}"
             lines.append(f"{name}: {words}")
-        lines += ["", "Milliseconds. spread: width of the middle half; cpu: median processor time."]
-        for name, rows in self.cases.items():
-            lines += ["", f"== {CASES[name].title}", *figures.times(rows)]
-            if CASES[name].blocks:
-                lines += totals(rows)
-        if self.memory:
-            lines += ["", f"== {MEMORY_TITLE}", *figures.memory(self.memory)]
-        return [*lines, "", *self.conclusion()]
+        return [
+            *lines,
+            "",
+            "Milliseconds. spread: width of the middle half; cpu: median processor time.",
+        ]
+
+    def table(self, name: str) -> list[str]:
+        """What one case has measured."""
+        if name == MEMORY:
+            return ["", f"== {MEMORY_TITLE}", *figures.memory(self.memory)]
+        rows = self.cases[name]
+        lines = ["", f"== {CASES[name].title}", *figures.times(rows)]
+        return lines + (totals(rows) if CASES[name].blocks else [])
 
     def conclusion(self) -> list[str]:
-        lines = [f"before: {self.before}", f"meanwhile: {self.during}"]
+        lines = ["", f"before: {self.before}", f"meanwhile: {self.during}"]
         if not self.idle:
             lines.append("NOT IDLE: this machine had other things to do; measure again")
         if self.runs < ENOUGH:
