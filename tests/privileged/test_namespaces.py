@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import time
 from typing import TYPE_CHECKING, Any
@@ -35,13 +36,13 @@ def holder(kind: str) -> Iterator[int]:
     """A process in a namespace of its own, to be joined by path; it gives its process ID."""
     words = ["unshare", OPTIONS.get(kind, f"--{kind}"), "--fork", "sleep", "60"]
     with subprocess.Popen(words) as parent:
+        child = until(lambda: read(f"/proc/{parent.pid}/task/{parent.pid}/children").split())[0]
         try:
-            child = until(lambda: read(f"/proc/{parent.pid}/task/{parent.pid}/children").split())[0]
             until(lambda: read(f"/proc/{child}/comm") == "sleep\n")
             yield int(child)
         finally:
-            subprocess.run(["pkill", "-P", str(parent.pid)], check=False)
-            parent.kill()
+            os.kill(int(child), signal.SIGKILL)  # unshare then ends as well
+            parent.wait(5)
 
 
 # ---------------------------------------------------------------- made, or the host's
