@@ -14,7 +14,7 @@ from runtime import Report, alive, capabilities, cgroup_of, good, read, report_o
 if TYPE_CHECKING:
     from runtime import Box
 
-pytestmark = pytest.mark.requires("root", "programs")
+pytestmark = [pytest.mark.host, pytest.mark.requires("root", "programs")]
 
 
 def file(box: Box, **changes: Any) -> str:

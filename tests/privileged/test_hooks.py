@@ -15,7 +15,7 @@ from runtime import alive, good, read, until
 if TYPE_CHECKING:
     from runtime import Box
 
-pytestmark = pytest.mark.requires("root", "programs")
+pytestmark = [pytest.mark.host, pytest.mark.requires("root", "programs")]
 
 OUTSIDE = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
 CREATING = ("prestart", "createRuntime", "createContainer")

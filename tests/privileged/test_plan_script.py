@@ -12,7 +12,10 @@ from runtime import command
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.requires("root", "cgroup2", "rootfs", "setpriv", "unshare", "runc")
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.requires("root", "cgroup2", "rootfs", "setpriv", "unshare", "runc"),
+]
 
 LOOK = """hostname; id -u; pwd; cat /proc/1/comm
 grep -E '^Cap|^NoNew' /proc/self/status
