@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from minirun.kernel.c import Structure, byref, c_int, c_uint32, c_void_p
+import struct
+
+from minirun.kernel.c import c_void_p, create_string_buffer
 from minirun.kernel.libc import call, syscall
 
 # include/uapi/linux/capability.h, in the order of their numbers; 40 came with Linux 5.9.
@@ -21,18 +23,7 @@ NAMES = (
 NUMBERS = {name: number for number, name in enumerate(NAMES)}
 
 _VERSION_3 = 0x20080522
-
-
-class _header(Structure):
-    _fields_ = (("version", c_uint32), ("pid", c_int))
-
-
-class _data(Structure):
-    _fields_ = (
-        ("effective", c_uint32),
-        ("permitted", c_uint32),
-        ("inheritable", c_uint32),
-    )
+_HEADER = struct.pack("=Ii", _VERSION_3, 0)  # of this thread
 
 
 _capget = syscall({"x86_64": 125, "aarch64": 90}, c_void_p, c_void_p)
@@ -58,28 +49,20 @@ def names(bits: int) -> list[str]:
 
 def capget() -> tuple[int, int, int]:
     """Return the masks (effective, permitted, inheritable) of this thread."""
-    header = _header(_VERSION_3, 0)
-    data = (_data * 2)()
-    call(_capget, (byref(header), byref(data)), lambda: "capget(0)")
-    low, high = data
-    return (
-        low.effective | high.effective << 32,
-        low.permitted | high.permitted << 32,
-        low.inheritable | high.inheritable << 32,
-    )
+    data = create_string_buffer(24)
+    call(_capget, (_HEADER, data), lambda: "capget(0)")
+    low, high = struct.unpack("=3I", data.raw[:12]), struct.unpack("=3I", data.raw[12:])
+    effective, permitted, inheritable = (a | b << 32 for a, b in zip(low, high, strict=True))
+    return effective, permitted, inheritable
 
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:
     """Set the three masks of this thread. Source: capset(2)."""
-    header = _header(_VERSION_3, 0)
-    data = (_data * 2)()
-    for half, shift in ((data[0], 0), (data[1], 32)):
-        half.effective = effective >> shift & 0xFFFFFFFF
-        half.permitted = permitted >> shift & 0xFFFFFFFF
-        half.inheritable = inheritable >> shift & 0xFFFFFFFF
+    masks = (effective, permitted, inheritable)
+    low, high = [mask & 0xFFFFFFFF for mask in masks], [mask >> 32 for mask in masks]
     call(
         _capset,
-        (byref(header), byref(data)),
+        (_HEADER, struct.pack("=6I", *low, *high)),
         lambda: (
             f"capset({{effective={effective:#x}, permitted={permitted:#x}, "
             f"inheritable={inheritable:#x}}})"

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from minirun.kernel.c import (
-    Structure,
-    byref,
     c_char_p,
     c_int,
     c_size_t,
     c_uint,
-    c_uint64,
     c_ulong,
     c_void_p,
-    sizeof,
+    words,
 )
 from minirun.kernel.libc import (
     AT_EMPTY_PATH,
@@ -110,15 +107,6 @@ MOUNT_ATTR_NAMES = {
     if name.startswith("MOUNT_ATTR_") and value and name != "MOUNT_ATTR__ATIME"
 }
 _CLEAR_NAMES = {"MOUNT_ATTR__ATIME": MOUNT_ATTR__ATIME, **MOUNT_ATTR_NAMES}
-
-
-class mount_attr(Structure):
-    _fields_ = (
-        ("attr_set", c_uint64),
-        ("attr_clr", c_uint64),
-        ("propagation", c_uint64),
-        ("userns_fd", c_uint64),
-    )
 
 
 _mount = function("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
@@ -264,11 +252,11 @@ def mount_setattr(
     MOUNT_ATTR__ATIME must be in `clear`. MOUNT_ATTR_IDMAP needs a file system that knows it.
     Source: mount_setattr(2), Linux 5.12.
     """
-    attr = mount_attr(set_, clear, propagation, userns_fd)
+    attr = words(set_, clear, propagation, userns_fd)  # struct mount_attr
     how = (0 if path else AT_EMPTY_PATH) | (AT_RECURSIVE if recursive else 0)
     call(
         _mount_setattr,
-        (dirfd, encode(path), how, byref(attr), sizeof(attr)),
+        (dirfd, encode(path), how, attr, len(attr)),
         lambda: (
             f"mount_setattr({at(dirfd)}, {quote(path)}, {flags(how, _OPEN_TREE_NAMES)}, "
             f"{{attr_set={flags(set_, MOUNT_ATTR_NAMES)}, "

@@ -4,19 +4,8 @@ from __future__ import annotations
 
 import os
 
-from minirun.kernel.c import (
-    Structure,
-    byref,
-    c_char,
-    c_char_p,
-    c_int,
-    c_long,
-    c_size_t,
-    c_uint64,
-    c_void_p,
-    sizeof,
-)
-from minirun.kernel.libc import at, call, encode, flags, function, quote, retry, syscall
+from minirun.kernel.c import c_char_p, c_int, c_size_t, c_void_p, words
+from minirun.kernel.libc import at, encode, flags, quote, retry, syscall
 
 # include/uapi/linux/openat2.h
 RESOLVE_NO_XDEV = 0x01
@@ -51,14 +40,6 @@ _OPEN_NAMES = {
 }
 
 
-class open_how(Structure):
-    _fields_ = (
-        ("flags", c_uint64),
-        ("mode", c_uint64),
-        ("resolve", c_uint64),
-    )
-
-
 _openat2 = syscall(437, c_int, c_char_p, c_void_p, c_size_t)
 
 
@@ -78,34 +59,13 @@ def openat2(dirfd: int, path: str | bytes, flags_: int, mode: int = 0, resolve: 
     which tells of a rename while `..` was resolved, is retried a bounded number of times.
     Raises OSError: ELOOP (a link that is not allowed), EXDEV (would leave). Source: openat2(2).
     """
-    how = open_how(flags_ | os.O_CLOEXEC, mode, resolve)
+    flags_ |= os.O_CLOEXEC
+    how = words(flags_, mode, resolve)  # struct open_how
     return retry(
         _openat2,
-        (dirfd, encode(path, "path"), byref(how), sizeof(how)),
+        (dirfd, encode(path, "path"), how, len(how)),
         lambda: (
-            f"openat2({at(dirfd)}, {quote(path)}, {{flags={open_flags(int(how.flags))}, "
+            f"openat2({at(dirfd)}, {quote(path)}, {{flags={open_flags(flags_)}, "
             f"mode={mode:#o}, resolve={flags(resolve, _RESOLVE_NAMES)}}})"
         ),
     )
-
-
-# include/uapi/linux/magic.h
-PROC_SUPER_MAGIC = 0x9FA0
-CGROUP2_SUPER_MAGIC = 0x63677270
-NSFS_MAGIC = 0x6E736673
-DEVPTS_SUPER_MAGIC = 0x1CD1
-
-
-class _statfs_buffer(Structure):
-    # The first member of struct statfs is f_type on 64-bit machines; the rest is not looked at.
-    _fields_ = (("f_type", c_long), ("rest", c_char * 248))
-
-
-_fstatfs = function("fstatfs", c_int, c_void_p)
-
-
-def fstatfs_type(fd: int) -> int:
-    """Return the magic number of the file system that `fd` is on. Source: fstatfs(2)."""
-    buffer = _statfs_buffer()
-    call(_fstatfs, (fd, byref(buffer)), lambda: f"fstatfs({fd})")
-    return int(buffer.f_type)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
+import struct
+import sys
 
 from minirun.kernel.c import (
     Array,
-    Structure,
     addressof,
-    byref,
     c_char_p,
     c_int,
-    c_int32,
     c_size_t,
     c_uint,
-    c_uint32,
-    c_uint64,
     c_ulong,
     c_void_p,
     create_string_buffer,
     interpreter_hook,
-    sizeof,
+    words,
 )
 from minirun.kernel.libc import call, encode, flags, function, quote, syscall, trace
 from minirun.kernel.unshare import CLONE_NAMES
@@ -60,16 +57,6 @@ PR_CAP_AMBIENT = 47
 PR_NAMES = {name: value for name, value in list(globals().items()) if name.startswith("PR_")}
 
 
-_CLONE_ARGS = (
-    "flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls",
-    "set_tid", "set_tid_size", "cgroup",
-)  # fmt: skip
-
-
-class clone_args(Structure):
-    _fields_ = tuple((name, c_uint64) for name in _CLONE_ARGS)
-
-
 _clone3 = syscall(435, c_void_p, c_size_t)
 _pidfd_send_signal = syscall(424, c_int, c_int, c_void_p, c_uint)
 _pidfd_open = syscall(434, c_int, c_uint)
@@ -99,18 +86,17 @@ def clone3(flags_: int, exit_signal: int = 17, cgroup: int | None = None) -> tup
     where no other thread runs. Source: clone3(2), Linux 5.3.
     """
     pidfd = c_int(-1)
-    args = clone_args()
-    args.flags = flags_ | CLONE_PIDFD | (0 if cgroup is None else CLONE_INTO_CGROUP)
-    args.pidfd = addressof(pidfd)
-    args.exit_signal = 0 if flags_ & CLONE_PARENT else exit_signal
-    args.cgroup = 0 if cgroup is None else cgroup
-    flags_ = int(args.flags)
+    flags_ |= CLONE_PIDFD | (0 if cgroup is None else CLONE_INTO_CGROUP)
+    signal = 0 if flags_ & CLONE_PARENT else exit_signal
+    # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls,
+    # set_tid, set_tid_size, cgroup
+    args = words(flags_, addressof(pidfd), 0, 0, signal, 0, 0, 0, 0, 0, cgroup or 0)
     _before_fork()
     pid = -1
     try:
         pid = call(
             _clone3,
-            (byref(args), sizeof(args)),
+            (args, len(args)),
             lambda: (
                 f"clone3({{flags={flags(flags_, _CLONE_NAMES)}"
                 + ("" if cgroup is None else f", cgroup={cgroup}")
@@ -192,29 +178,24 @@ def personality(persona: int) -> int:
     return call(_personality, (persona,), lambda: f"personality({persona:#x})")
 
 
-class sched_attr(Structure):
-    _fields_ = (
-        ("size", c_uint32),
-        ("sched_policy", c_uint32),
-        ("sched_flags", c_uint64),
-        ("sched_nice", c_int32),
-        ("sched_priority", c_uint32),
-        ("sched_runtime", c_uint64),
-        ("sched_deadline", c_uint64),
-        ("sched_period", c_uint64),
-    )
-
-
-def sched_setattr(pid: int, attr: sched_attr) -> None:
+def sched_setattr(
+    pid: int,
+    policy: int,
+    *,
+    flags_: int = 0,
+    nice: int = 0,
+    priority: int = 0,
+    runtime: int = 0,
+    deadline: int = 0,
+    period: int = 0,
+) -> None:
     """Set scheduling policy and parameters of `pid` (0: this thread). Source: sched_setattr(2)."""
-    attr.size = sizeof(attr)
+    fields = (policy, flags_, nice, priority, runtime, deadline, period)
+    attr = struct.pack("=IIQiIQQQ", 48, *fields)  # struct sched_attr, its size first
     call(
         _sched_setattr,
-        (pid, byref(attr), 0),
-        lambda: (
-            f"sched_setattr({pid}, {{policy={attr.sched_policy}, nice={attr.sched_nice}, "
-            f"priority={attr.sched_priority}}}, 0)"
-        ),
+        (pid, attr, 0),
+        lambda: f"sched_setattr({pid}, {{policy={policy}, nice={nice}, priority={priority}}}, 0)",
     )
 
 
@@ -229,21 +210,12 @@ def ioprio_set(which: int, who: int, priority: int) -> None:
 
 def set_mempolicy(mode: int, nodes: int) -> None:
     """Set the NUMA policy of this thread; `nodes` is a bit mask. Source: set_mempolicy(2)."""
-    words = max(1, (nodes.bit_length() + 63) // 64)
-    mask = (c_uint64 * words)(*(nodes >> 64 * n & (1 << 64) - 1 for n in range(words)))
+    size = max(1, (nodes.bit_length() + 63) // 64) * 8
+    mask = nodes.to_bytes(size, sys.byteorder)
     call(
         _set_mempolicy,
-        (mode, byref(mask), words * 64 + 1),
+        (mode, mask, size * 8 + 1),
         lambda: f"set_mempolicy({mode}, {nodes:#x})",
-    )
-
-
-class _kernel_sigaction(Structure):
-    _fields_ = (
-        ("handler", c_void_p),
-        ("flags", c_ulong),
-        ("restorer", c_void_p),
-        ("mask", c_uint64),
     )
 
 
@@ -252,15 +224,14 @@ def reset_signals() -> None:
 
     Python ignores SIGPIPE and SIGXFSZ, and ignored signals stay so across execve(2): signal(7).
     """
-    default = _kernel_sigaction()
+    default = bytes(32)  # the kernel's struct sigaction: handler, flags, restorer, mask
     for number in range(1, 65):
         if number not in (9, 19):
-            _rt_sigaction(number, byref(default), None, 8)
-    empty = c_uint64(0)
+            _rt_sigaction(number, default, None, 8)
     trace(lambda: "rt_sigaction(1..64, SIG_DFL)")
     call(
         _rt_sigprocmask,
-        (2, byref(empty), None, 8),
+        (2, bytes(8), None, 8),
         lambda: "rt_sigprocmask(SIG_SETMASK, [], NULL, 8)",
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from minirun.kernel.c import Structure, byref, c_int, c_uint64, c_void_p
+import struct
+
+from minirun.kernel.c import c_int, c_void_p, create_string_buffer, words
 from minirun.kernel.libc import call, syscall, uint
 
 # include/uapi/asm-generic/resource.h; the same on x86-64 and arm64.
@@ -14,29 +16,26 @@ RLIMITS = {
 }  # fmt: skip
 
 
-class rlimit64(Structure):
-    _fields_ = (("rlim_cur", c_uint64), ("rlim_max", c_uint64))
-
-
 _prlimit64 = syscall({"x86_64": 302, "aarch64": 261}, c_int, c_int, c_void_p, c_void_p)
 
 
 def prlimit(pid: int, kind: str, soft: int, hard: int) -> None:
     """Set a limit of the process `pid` (0: this one); 2**64-1 is RLIM_INFINITY. prlimit(2)."""
-    limit = rlimit64(uint(soft, 64, kind), uint(hard, 64, kind))
+    limit = words(uint(soft, 64, kind), uint(hard, 64, kind))
     call(
         _prlimit64,
-        (pid, RLIMITS[kind], byref(limit), None),
+        (pid, RLIMITS[kind], limit, None),
         lambda: f"prlimit64({pid}, {kind}, {{{soft}, {hard}}}, NULL)",
     )
 
 
 def limits(kind: str) -> tuple[int, int]:
     """Return this process's soft and hard limit."""
-    limit = rlimit64()
+    limit = create_string_buffer(16)
     call(
         _prlimit64,
-        (0, RLIMITS[kind], None, byref(limit)),
+        (0, RLIMITS[kind], None, limit),
         lambda: f"prlimit64(0, {kind}, NULL, …)",
     )
-    return int(limit.rlim_cur), int(limit.rlim_max)
+    soft, hard = struct.unpack("=QQ", limit)
+    return soft, hard

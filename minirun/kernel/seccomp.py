@@ -7,15 +7,9 @@ everything beforehand and what it returns performs one system call and nothing e
 
 from __future__ import annotations
 
-from minirun.kernel.c import (
-    Structure,
-    addressof,
-    c_uint,
-    c_ushort,
-    c_void_p,
-    create_string_buffer,
-    get_errno,
-)
+import struct
+
+from minirun.kernel.c import addressof, c_uint, c_void_p, create_string_buffer, get_errno
 from minirun.kernel.libc import call, failure, flags, syscall
 
 TYPE_CHECKING = False
@@ -63,10 +57,6 @@ _NUMBERS = {
 _seccomp = syscall(_NUMBERS, c_uint, c_uint, c_void_p)
 
 
-class sock_fprog(Structure):
-    _fields_ = (("len", c_ushort), ("filter", c_void_p))
-
-
 class Prepared:
     """A filter ready to be installed; holds the memory that the kernel will read."""
 
@@ -75,7 +65,9 @@ class Prepared:
         if rest or not 0 < count <= BPF_MAXINSNS:
             raise ValueError(f"a filter has 1 to {BPF_MAXINSNS} instructions, not {count}")
         self._memory = create_string_buffer(program, len(program))
-        self._fprog = sock_fprog(count, addressof(self._memory))
+        # struct sock_fprog
+        head = struct.pack("=HxxxxxxQ", count, addressof(self._memory))
+        self._fprog = create_string_buffer(head, len(head))
         self.flags = flag_word
         self.count = count
         self.args = (SECCOMP_SET_MODE_FILTER, flag_word, addressof(self._fprog))

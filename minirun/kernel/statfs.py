@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from minirun.kernel.c import Structure, byref, c_byte, c_int, c_long, c_void_p
+import sys
+
+from minirun.kernel.c import c_int, c_void_p, create_string_buffer
 from minirun.kernel.libc import call, function
 
 # include/uapi/linux/magic.h
@@ -15,17 +17,11 @@ DEVPTS_SUPER_MAGIC = 0x1CD1
 _fstatfs = function("fstatfs", c_int, c_void_p)
 
 
-class statfs_head(Structure):
-    """The first field, alike on all 64-bit Linux; the whole structure is 120 bytes there."""
-
-    _fields_ = (("f_type", c_long), ("rest", c_byte * 248))
-
-
 def fstatfs_type(fd: int) -> int:
     """Return the magic number of the file system that `fd` (O_PATH is enough) lies on.
 
     Source: statfs(2).
     """
-    head = statfs_head()
-    call(_fstatfs, (fd, byref(head)), lambda: f"fstatfs({fd})")
-    return int(head.f_type)
+    buffer = create_string_buffer(256)  # struct statfs is 120 bytes on 64-bit Linux
+    call(_fstatfs, (fd, buffer), lambda: f"fstatfs({fd})")
+    return int.from_bytes(buffer.raw[:8], sys.byteorder)  # f_type
