@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from minirun import devicefilter
 from minirun.errors import Unsupported
 from minirun.step import step
 
@@ -10,6 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from minirun.devicefilter import Policy
     from minirun.setup import Setup
     from minirun.spec import DeviceRule
 
@@ -19,7 +19,7 @@ def _asked(setup: Setup) -> Sequence[DeviceRule]:
     return resources.devices if resources else ()
 
 
-def _refuse_unfiltered(setup: Setup, policy: devicefilter.Policy) -> None:
+def _refuse_unfiltered(setup: Setup, policy: Policy) -> None:
     """Without a cgroup no program can be attached: refuse unless nothing depends on it."""
     # In a user namespace mknod(2) is refused, and nodes on the way in are the host's to give.
     if policy.allows_all or setup.new_user_namespace:
@@ -32,6 +32,8 @@ def _refuse_unfiltered(setup: Setup, policy: devicefilter.Policy) -> None:
 
 
 def _describe(setup: Setup) -> list[str]:
+    from minirun import devicefilter
+
     return [
         f"{'allow' if rule.allow else 'deny'} {rule.type or 'a'} "
         f"{_number(rule.major)}:{_number(rule.minor)} {rule.access or 'rwm'}"
@@ -46,6 +48,8 @@ def _number(value: int | None) -> str:
 @step(details=_describe, why="a node of a disk, made or found in the image, must not be opened")
 def attach(setup: Setup) -> None:
     """Load the program that checks every device access"""
+    from minirun import devicefilter  # 1 ms, in which the other process makes the namespaces
+
     policy = devicefilter.policy(_asked(setup), setup.spec.linux.devices)
     if setup.group is None:
         _refuse_unfiltered(setup, policy)

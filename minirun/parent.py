@@ -28,6 +28,7 @@ def create(setup: Setup) -> None:
     try:
         follow("parent", recipe.PREPARE, setup)
         _spawn(setup, child.run_outer)
+        follow("parent", recipe.BESIDE, setup)
         _answer(
             setup,
             {

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import CodeType
     from typing import Any
 
-    Entry = tuple[bool, str, int, int, int, int]
+    Entry = tuple[bool, str, int, int, int, int, tuple[str, ...]]
 
 # What engine verbs load; reading the file is paid for by its size.
 DIRECTORIES = (".", "cgroups", "cli", "kernel")
@@ -39,13 +39,15 @@ def archive(package: str) -> bytes:
     """Return the file's content for the sources below the directory `package`."""
     index: dict[str, Entry] = {}
     codes = bytearray()
-    for name, relative in modules(package):
+    names = dict(modules(package))
+    for name, relative in names.items():
         with open(f"{package}/{relative}", "rb") as file:
             source, status = file.read(), os.fstat(file.fileno())
         code = marshal.dumps(compiled(source, f"{package}/{relative}"))
         where = (len(codes), len(codes) + len(code))
         is_package = relative.endswith("__init__.py")
-        index[name] = (is_package, relative, status.st_mtime_ns, status.st_size, *where)
+        needed = tuple(one for one in imported(source) if one in names)
+        index[name] = (is_package, relative, status.st_mtime_ns, status.st_size, *where, needed)
         codes += code
     head = marshal.dumps(index)
     return b"".join((precompiled.MAGIC, len(head).to_bytes(4, "little"), head, codes))
@@ -60,6 +62,20 @@ def modules(package: str) -> Iterator[tuple[str, str]]:
                 relative = os.path.normpath(f"{directory}/{file}")
                 parts = [root, *relative.removesuffix(".py").split("/")]
                 yield ".".join(parts).removesuffix(".__init__"), relative
+
+
+def imported(source: bytes) -> Iterator[str]:
+    """Give what may be the names of the modules that a source imports at once, in their order."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Import):
+            wanted = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            wanted = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in wanted:
+            parts = name.split(".")
+            yield from (".".join(parts[:length]) for length in range(1, len(parts) + 1))
 
 
 def compiled(source: bytes, path: str) -> CodeType:

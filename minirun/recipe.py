@@ -2,9 +2,10 @@
 
     parent   PREPARE   outside, before any process of the container exists
     outer    OUTER     a process that makes and joins namespaces
+    parent   BESIDE    at the same time: what needs the container's cgroup only
     parent   MAP TIME  answer it: id maps, clock offsets
     inner    INNER     the container's first process, the host's files still there
-    parent   ADOPT     cgroup limits, device program, state
+    parent   ADOPT     cgroup limits, state
     parent   HOOKS     prestart and createRuntime
     inner    ENTER     the change of root, and all that only works inside
     parent   SETTLE    what is left to do outside
@@ -59,6 +60,8 @@ OUTER = (
     namespaces.await_time_offsets,  # kernel: fixed once a process is in it, at the next clone
 )
 
+BESIDE = (devicerules.attach,)
+
 MAP = (outside.write_id_maps,)
 
 TIME = (outside.write_time_offsets,)
@@ -81,7 +84,6 @@ INNER = (
 
 ADOPT = (
     cgroups.limit,
-    devicerules.attach,
     rlimits.set_oom_score,
     outside.save_state,  # before the container's process goes on
 )
@@ -169,6 +171,7 @@ EXEC_SETTLE = (
 CREATE = (
     ("parent", PREPARE),
     ("outer", OUTER),
+    ("parent", BESIDE),
     ("parent", MAP),
     ("parent", TIME),
     ("inner", INNER),

@@ -127,8 +127,7 @@ def _encode(value: Any) -> Any:
 
 def camel(name: str) -> str:
     """Give a field's JSON name: `no_new_privileges` is `noNewPrivileges`."""
-    first, *rest = name.split("_")
-    return first + "".join(part.capitalize() for part in rest)
+    return name[0] + name.title().replace("_", "")[1:] if "_" in name else name
 
 
 def join(path: str, name: str) -> str:

@@ -34,6 +34,16 @@ print(json.dumps({
     "line": libc.call.__code__.co_firstlineno,
     "traced": libc.call.__code__.co_filename,
     "errno": getattr(libc, "ADDED", None),
+    "attributes": {
+        name: [
+            module.__spec__.name, module.__spec__.parent, module.__spec__.origin,
+            module.__package__, module.__file__, list(getattr(module, "__path__", [])),
+            "." not in name or getattr(sys.modules[module.__spec__.parent.rpartition(".")[0]
+                if hasattr(module, "__path__") else module.__spec__.parent],
+                name.rpartition(".")[2]) is module,
+        ]
+        for name, module in sys.modules.items() if name.startswith("minirun")
+    },
     "stripped": [libc.call.__doc__, libc.call.__annotations__],
 }))
 """
@@ -67,6 +77,28 @@ def test_modules_from_the_file_are_what_their_sources_are(copy: Path) -> None:
     assert found["sentences"] == [step.sentence_of(one) for steps in tuples for one in steps]
     expected = spec.Spec.decode({"ociVersion": "1.0.2", "hostname": "web"})
     assert found["spec"] == repr(expected)
+
+
+def test_modules_look_as_if_imported_from_their_sources(copy: Path) -> None:
+    fast = look(copy)["attributes"]
+    code_file(copy).unlink()
+    usual = look(copy)["attributes"]
+    assert fast == usual
+
+
+def test_what_is_imported_at_once() -> None:
+    source = b"""
+import os, minirun.log
+from minirun import mounts, step as other
+if TYPE_CHECKING:
+    from minirun.setup import Setup
+def later():
+    from minirun import seccomp
+"""
+    package = "minirun"
+    assert list(precompile.imported(source)) == [
+        "os", package, "minirun.log", package, "minirun.mounts", package, "minirun.step",
+    ]  # fmt: skip
 
 
 def test_tracebacks_find_the_source(copy: Path) -> None:

@@ -30,6 +30,8 @@ OUTER
     namespaces.unshare_user
     namespaces.unshare_others
     namespaces.await_time_offsets
+BESIDE
+    devicerules.attach
 MAP
     outside.write_id_maps
 TIME
@@ -50,7 +52,6 @@ INNER
     hooks.create_container
 ADOPT
     cgroups.limit
-    devicerules.attach
     rlimits.set_oom_score
     outside.save_state
 HOOKS
