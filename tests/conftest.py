@@ -14,10 +14,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from runtime import Box
 
 CGROUP = "/sys/fs/cgroup"
+_PATIENCE = 3.0  # seconds
 _CASES = 1  # of a parametrised test in the VM
 
 
@@ -213,7 +216,14 @@ def _processes() -> set[str]:
 
 
 def pytest_configure() -> None:
-    """Adopt the orphans of the tests: whatever is left then is below this process."""
+    """Adopt the orphans of the tests: whatever is left then is below this process.
+
+    Property tests try the same examples each time, so that a failure is the change's.
+    """
+    settings.register_profile(
+        "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("repeatable")
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
@@ -248,6 +258,12 @@ def snapshot(*, rules: bool) -> dict[str, set[str]]:
     }
 
 
+def _left(before: dict[str, set[str]], *, rules: bool) -> dict[str, list[str]]:
+    after = snapshot(rules=rules)
+    left = {kind: sorted(after[kind] - before[kind]) for kind in before}
+    return {kind: names for kind, names in left.items() if names}
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a privileged test that leaves a mount, cgroup, link, rule, state, fd or process."""
@@ -257,9 +273,12 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     rules = "box" not in request.fixturenames  # a bundle of its own, without a network
     before = snapshot(rules=rules)
     yield
-    after = snapshot(rules=rules)
-    left = {kind: sorted(after[kind] - before[kind]) for kind in before}
-    told = {kind: names for kind, names in left.items() if names}
+    told = _left(before, rules=rules)
+    # What was killed as the test ended may take a moment to be gone.
+    deadline = time.monotonic() + _PATIENCE
+    while told and time.monotonic() < deadline:
+        time.sleep(0.1)
+        told = _left(before, rules=rules)
     if told:
         pytest.fail(f"left behind: {told}", pytrace=False)
 
