@@ -244,7 +244,7 @@ def test_thaw_below_a_frozen_group_says_so(
             made.thaw(timeout=0.1)
 
 
-FORKS = "while :; do sleep 1000 & sleep 1000 & wait; done"
+FORKS = "read go; while :; do sleep 1000 & sleep 1000 & wait; done"
 
 
 @pytest.mark.parametrize("way", ["at once", "one by one"])
@@ -255,8 +255,11 @@ def test_kill_ends_all_that_is_below(
     if way == "one by one":  # Linux before 5.14
         monkeypatch.setattr(Group, "_kill_at_once", lambda self: False)
     with create(tree, f"{top}/a", (), ()) as made, create(tree, f"{top}/a/b", (), ()) as below:
-        first = subprocess.Popen(["sh", "-c", FORKS])
+        first = subprocess.Popen(["sh", "-c", FORKS], stdin=subprocess.PIPE)
         made.add(first.pid)
+        assert first.stdin is not None
+        with first.stdin:
+            first.stdin.write(b"\n")  # only now, so that all its children are in the group
         second = subprocess.Popen(["sleep", "1000"])
         below.add(second.pid)
         if frozen:
