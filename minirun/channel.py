@@ -22,8 +22,7 @@ from __future__ import annotations
 import os
 
 from minirun import jsontext
-from minirun.errors import MinirunError
-from minirun.kernel import trampoline
+from minirun.errors import CannotExecute, MinirunError
 
 # What lets the trampoline go on. Eight bytes: its number is used as sizeof(sigset_t), which makes
 # the next call fail where the end of the pipe gave 0.
@@ -47,6 +46,14 @@ class RemoteError(MinirunError):
     def __init__(self, message: str, errno: int, cause: str = "", fix: str = "") -> None:
         super().__init__(message, cause=cause, fix=fix)
         self.errno = errno
+
+
+def failed(args: tuple[str, ...], kind: str, error: int) -> CannotExecute:
+    """Make the error of a trampoline's report: which call of its table failed, and how."""
+    strerror = os.strerror(error).lower()
+    if kind == "execve":
+        return CannotExecute(f"exec {args[0]}: {strerror}")
+    return CannotExecute(f"payload: {kind}: {strerror}")
 
 
 class Channel:
@@ -77,6 +84,8 @@ class Channel:
         """Wait for a message. Raises ChannelClosed at the end, RemoteError for an `error`."""
         size = int.from_bytes(self._read(4), "big")
         if size == _REPORT:
+            from minirun.kernel import trampoline  # 1 ms, which `start` without a failure saves
+
             try:
                 report = self._read(trampoline.REPORT_SIZE - 4)[4:]
                 kind, result = trampoline.read_report(report)
@@ -100,6 +109,16 @@ class Channel:
         if message["tag"] != tag:
             raise MinirunError(f"expected message {tag!r}, got {message['tag']!r}")
         return message
+
+    def await_payload(self, args: tuple[str, ...]) -> None:
+        """Wait for the end of the channel, which execve makes. Raises the failure that is told."""
+        try:
+            message = self.receive()
+        except ChannelClosed:
+            return  # or it was killed: then its exit status tells
+        if message["tag"] == "report":
+            raise failed(args, message["kind"], -message["result"])
+        raise MinirunError(f"unexpected message {message['tag']!r}")
 
     def _read(self, size: int) -> bytes:
         data = b""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 
-from minirun import hooks, log, state
+from minirun import log, state
 from minirun.cgroups.group import open_group
 from minirun.cgroups.hierarchy import hierarchy, location
 from minirun.errors import DoesNotExist, MinirunError, NotRunning, StateError
@@ -144,6 +144,8 @@ def _poststop(container: Container, spec: Spec | None) -> None:
         return  # create did not come so far
     if not spec.hooks.poststop:
         return
+    from minirun import hooks
+
     setup = Setup(container.id, spec, spec.process or Process(), container.saved.bundle, Launch())
     status = {**hooks.state_of(setup, "stopped"), "pid": 0}
     cwd = container.saved.bundle if os.path.isdir(container.saved.bundle) else "/"

@@ -7,6 +7,7 @@
      │   ├─ DoesNotExist         no such container
      │   ├─ AlreadyExists        the ID is taken
      │   └─ NotRunning           its process is gone
+     ├─ CannotExecute            the program of the container; 126 or 127 to whoever asked
      ├─ StepFailed               a step of the recipe failed; carries the system call
      └─ Unsupported              the kernel or the host lacks what was asked for
 
@@ -64,6 +65,10 @@ class NotRunning(StateError):
 
 class Unsupported(MinirunError):
     """The kernel or the host lacks what was asked for."""
+
+
+class CannotExecute(MinirunError):
+    """The program cannot be executed. The message has the words that engines match."""
 
 
 class StepFailed(MinirunError):

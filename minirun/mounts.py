@@ -98,10 +98,8 @@ def open_sources(setup: Setup) -> None:
         m.mount_setattr(
             setup.null_source,
             set_=m.MOUNT_ATTR_RDONLY | m.MOUNT_ATTR_NOSUID | m.MOUNT_ATTR_NOEXEC,
-            propagation=m.MS_PRIVATE,
+            propagation=m.MS_PRIVATE,  # else a second mask on it appears on the host's
         )
-        # Else a second mask on it would appear on the host's /dev/null.
-        m.mount_setattr(setup.null_source, propagation=m.MS_PRIVATE)
 
 
 def _open_source(setup: Setup, number: int, entry: Mount, options: Options) -> int:

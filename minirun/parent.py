@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from minirun import channel, child, program, recipe
+from minirun import channel, child, recipe
 from minirun.channel import Channel, ChannelClosed
 from minirun.errors import MinirunError, describe
 from minirun.kernel import process
@@ -67,23 +67,12 @@ def release(setup: Setup) -> None:
     assert setup.channel is not None
     try:
         setup.channel.release()
-        await_payload(setup.channel, setup.process.args)
+        setup.channel.await_payload(setup.process.args)
     except BaseException:
         # Reaped here: a zombie that exec leaves keeps the container's pid namespace from ending.
         _abandon(setup)
         raise
     setup.channel.close()
-
-
-def await_payload(line: Channel, args: tuple[str, ...]) -> None:
-    """Wait for the end of the channel, which execve makes. Raises the failure that is told."""
-    try:
-        message = line.receive()
-    except ChannelClosed:
-        return  # or it was killed: then its exit status tells
-    if message["tag"] == "report":
-        raise program.failed(args, message["kind"], -message["result"])
-    raise MinirunError(f"unexpected message {message['tag']!r}")
 
 
 def _spawn(setup: Setup, run: Callable[[Setup, Channel], NoReturn]) -> None:
@@ -125,7 +114,7 @@ def _entered(setup: Setup) -> int:
     assert setup.channel is not None
     message = setup.channel.expect("report")
     if message["kind"] != "clone" or message["result"] < 0:
-        raise program.failed(setup.process.args, message["kind"], -message["result"])
+        raise channel.failed(setup.process.args, message["kind"], -message["result"])
     return int(message["result"])
 
 

@@ -7,7 +7,7 @@ import os
 import stat
 
 from minirun import inroot
-from minirun.errors import MinirunError
+from minirun.errors import CannotExecute, MinirunError
 from minirun.kernel import process
 from minirun.step import step
 
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from minirun.setup import Setup
 
 _X_OK_AS_EFFECTIVE = True
-
-
-class CannotExecute(MinirunError):
-    """The program cannot be executed. The message has the words that engines match."""
 
 
 @step(details=lambda setup: [setup.process.cwd])
@@ -135,11 +131,3 @@ def _check(path: str) -> None:
 def reset_signals(_setup: Setup) -> None:
     """Give every signal its default action"""
     process.reset_signals()
-
-
-def failed(process_args: tuple[str, ...], kind: str, error: int) -> CannotExecute:
-    """Make the error of a trampoline's report: which call of its table failed, and how."""
-    strerror = os.strerror(error).lower()
-    if kind == "execve":
-        return CannotExecute(f"exec {process_args[0]}: {strerror}")
-    return CannotExecute(f"payload: {kind}: {strerror}")

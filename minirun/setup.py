@@ -6,14 +6,13 @@ parent sets is not seen there. Descriptors in it are O_CLOEXEC and end with the 
 
 from __future__ import annotations
 
-from minirun.spec import Process, Spec
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
     from minirun.channel import Channel
+    from minirun.spec import Process, Spec
     from minirun.state import Container
     from minirun.step import Event
 

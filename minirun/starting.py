@@ -7,11 +7,10 @@ import os
 import select
 import stat
 
-from minirun import hooks, state
+from minirun import state
 from minirun.channel import WORD, Channel
 from minirun.errors import MinirunError, StateError
 from minirun.kernel import process
-from minirun.parent import await_payload
 from minirun.setup import Launch, Setup
 from minirun.spec import Process
 
@@ -49,6 +48,8 @@ def poststart(setup: Setup) -> None:
     found = setup.spec.hooks.poststart
     if not found:
         return
+    from minirun import hooks
+
     try:
         hooks.run_all("poststart", found, hooks.state_of(setup, "running"), setup.bundle)
     except MinirunError:
@@ -96,4 +97,4 @@ def _await_exec(result: int, pidfd: int, args: tuple[str, ...]) -> None:
     poller.register(result, select.POLLIN)
     poller.register(pidfd, select.POLLIN)
     poller.poll()
-    await_payload(Channel(result, -1), args)
+    Channel(result, -1).await_payload(args)

@@ -19,14 +19,14 @@ import time
 
 from minirun import jsontext
 from minirun.errors import AlreadyExists, DoesNotExist, MinirunError, NotRunning, StateError
-from minirun.kernel import process
 from minirun.record import INT64, UINT64, Record, integer, string, string_map
-from minirun.spec import Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self
+
+    from minirun.spec import Spec
 
 FIFO = "exec.fifo"
 RESULT = "exec.result"
@@ -198,6 +198,8 @@ class Container:
     @property
     def spec(self) -> Spec:
         """The configuration as it was at create, read anew."""
+        from minirun.spec import Spec  # 2 ms, which `state` and `list` do without
+
         return Spec.decode(jsontext.read(CONFIG, "config.json", self.dirfd))
 
     def has(self, name: str) -> bool:
@@ -241,6 +243,8 @@ class Container:
 
         Raises NotRunning if it is gone or its pid is another's now.
         """
+        from minirun.kernel import process  # 2 ms, as above
+
         try:
             fd = process.pidfd_open(self.saved.pid) if self.saved.pid else -1
         except ProcessLookupError:
