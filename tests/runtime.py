@@ -204,6 +204,20 @@ class Report(dict[str, Any]):
     def mounts(self) -> dict[str, Mountpoint]:
         return mounts_of(self["mountinfo"])
 
+    @property
+    def enforced(self) -> dict[str, Any]:
+        """What a container's configuration decides of a process, to be compared with another's."""
+        lines = """CapInh CapPrm CapEff CapBnd CapAmb NoNewPrivs Seccomp Seccomp_filters Umask Uid
+            Gid Groups SigIgn SigBlk SigCgt"""
+        alike = """limits environ oom_score_adj uid_map gid_map personality cwd securebits dumpable
+            nice scheduler cpus hostname"""
+        mounts = {
+            point: (one.root, sorted(one.options), sorted(one.tags), one.type)
+            for point, one in self.mounts.items()
+        }
+        found = {name: self.status(name) for name in lines.split()}
+        return {**found, **{name: self[name] for name in alike.split()}, "mounts": mounts}
+
 
 def report_of(text: str) -> Report:
     """Read what the probe has printed, a character for each byte that it saw."""
@@ -447,16 +461,24 @@ def wait_for(pid: int, limit: float) -> None:
         os.close(fd)
 
 
-def reap_orphans() -> None:
-    """Take notice of the end of processes that tests have adopted, as the host's init would.
+def zombies() -> list[int]:
+    """List the processes that tests have adopted, and that have ended.
 
     They have sessions of their own; our children are in ours, and awaited where they were started.
     """
+    found = []
     for child in read(f"/proc/self/task/{os.getpid()}/children").split():
         fields = stat_of(int(child))
         if fields and fields[0] == "Z" and int(fields[3]) != os.getsid(0):
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(int(child), os.WNOHANG)
+            found.append(int(child))
+    return found
+
+
+def reap_orphans() -> None:
+    """Take notice of the end of adopted processes, as the host's init would."""
+    for child in zombies():
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(child, os.WNOHANG)
 
 
 def good(done: Done) -> Done:
@@ -473,6 +495,13 @@ def until(condition: Callable[[], Any], limit: float = 5) -> Any:
         reap_orphans()
         time.sleep(0.01)
     return found
+
+
+def next_line(stream: Any, limit: float = 5) -> bytes:
+    """Read a line from a pipe that somebody may never write to."""
+    assert select.select([stream], [], [], limit)[0], "no line came"
+    line: bytes = stream.readline()
+    return line
 
 
 def read_until(master: int, mark: bytes, limit: float = 5) -> bytes:

@@ -141,6 +141,23 @@ def test_what_waits_for_start_is_nobodys_prey(box: Box) -> None:
     assert os.stat(f"/proc/{pid}/mem").st_uid == 1000
 
 
+def test_what_makes_the_container_is_nobodys_prey(box: Box) -> None:
+    """Before pivot_root: a hook's parent is the process that will be the payload."""
+    box.user_namespace()  # else it belongs to root one way or the other
+    script = (
+        f"exec > {box.place}/told; "
+        'while read k v; do [ "$k" = PPid: ] && p=$v; done < /proc/self/status; '
+        "stat -c %u /proc/$p/mem /proc/self/mem; grep 'core file' /proc/$p/limits"
+    )
+    box.hook("createContainer", script)
+    (box.place / "told").touch()
+    (box.place / "told").chmod(0o666)
+    box.probe()
+    theirs, own, limit = read(box.place / "told").splitlines()
+    assert (theirs, own) == ("65534", "0")  # the host's root is nobody there
+    assert limit.split()[4] == "0"
+
+
 def test_the_payload_may_be_dumped(box: Box) -> None:
     assert box.probe()["dumpable"] == 1
     box.up()

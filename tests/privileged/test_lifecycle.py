@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import pytest
-from runtime import alive, call, cgroup_of, good, read, stat_of, until
+from runtime import alive, call, cgroup_of, good, next_line, read, stat_of, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,9 +76,9 @@ def test_run_forwards_signals(box: Box, name: str) -> None:
     with subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as running:
         try:
             assert running.stdout is not None
-            assert running.stdout.readline() == b"ready\n"
+            assert next_line(running.stdout) == b"ready\n"
             running.send_signal(getattr(signal, f"SIG{name}"))
-            assert running.stdout.readline() == b"got\n"
+            assert next_line(running.stdout) == b"got\n"
             assert running.wait(5) == 3
         finally:
             running.kill()

@@ -719,6 +719,14 @@ def test_no_working_directory_by_a_descriptor(box: Box, number: int) -> None:
         os.close(64)
 
 
+def test_nor_by_one_that_is_passed_on(box: Box) -> None:
+    """Not even by a directory that the caller passes on purpose."""
+    box.up()
+    box.command = ["sh", "-c", 'exec 3</; exec "$0" "$@"', *box.command]
+    done = box.exec("/bin/ls", flags=["--preserve-fds", "1", "--cwd", "/proc/self/fd/3"])
+    assert (done.code, done.out) == (255, "")
+
+
 @pytest.mark.parametrize("cwd", ["/proc/1/cwd", "/proc/self/root/../..", "/dev/fd/9", "/link"])
 def test_working_directories_that_lead_out(box: Box, cwd: str) -> None:
     (box.rootfs / "link").symlink_to("/proc/self/fd/9")

@@ -304,6 +304,36 @@ def test_code_that_others_can_change(box: Box, target: str, how: str) -> None:
     assert "refusing to run as root" in done.err
 
 
+INSIDE = r"""
+import os, sys
+sys.path += sys.argv[2:]
+from minirun import child
+from minirun.setup import Launch, Setup
+from minirun.spec import Process, Spec
+child.lock_down(Setup("x", Spec(), Process(), "/", Launch()))
+os.chroot(sys.argv[1])
+os.chdir("/")
+for act in (lambda: __import__("this"), lambda: "x".encode("punycode"), lambda: 1 / 0,
+            lambda: b"x".decode("evil"), lambda: open("/nowhere"), lambda: getattr(os, "nothing"),
+            lambda: __import__("traceback").print_exc(), lambda: "\xff".encode("idna")):
+    try:
+        act()
+    except Exception as error:
+        str(error), repr(error)
+raise ValueError("\udc80\u2028 at the end")
+"""
+
+
+def test_an_interpreter_that_is_locked_down_loads_nothing(box: Box) -> None:
+    """P-03: whatever goes wrong after the change of root, up to an uncaught exception."""
+    poison(box)
+    words = [sys.executable, "-ISBc", INSIDE, str(box.rootfs), str(CHECKOUT)]
+    done = call(words)
+    assert done.code == 1
+    assert done.err.startswith("minirun: ValueError")
+    assert unharmed(box)
+
+
 def test_the_poison_is_one(box: Box) -> None:
     """The control: it works where it is loaded, as by a naive runtime after its chroot."""
     poison(box)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -13,7 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runtime import Done, alive, call, command, good, host_same, read, stat_of, traced, until
+from runtime import (
+    Done,
+    alive,
+    call,
+    command,
+    good,
+    host_same,
+    read,
+    stat_of,
+    traced,
+    until,
+    wait_for,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -219,6 +232,7 @@ def test_a_configuration_that_is_no_file(box: Box, kind: str) -> None:
         path.symlink_to("/dev/zero" if kind == "zero" else "config.json")
     done = box.call("run", "--bundle", str(box.bundle), box.id, limit=8)
     assert (done.code, done.out) == (1, "")
+    assert kind in ("nothing", "loop") or "is not a regular file" in done.err
     assert box.left() == []
 
 
@@ -300,6 +314,33 @@ def test_a_name_that_looks_like_a_state(box: Box) -> None:
 def at_once(*calls: Callable[[], Done]) -> list[Done]:
     with ThreadPoolExecutor(len(calls)) as pool:
         return list(pool.map(lambda one: one(), calls))
+
+
+@pytest.mark.parametrize("verb", ["start", "delete", "exec"])
+def test_a_change_waits_for_another(box: Box, verb: str) -> None:
+    """While one holds the lock; looking does not wait."""
+    box.process["args"] = ["/bin/sleep", "60"]
+    box.create()
+    lock = os.open(box.root / box.id, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        words = {"start": (), "delete": ("--force",), "exec": ()}[verb]
+        command = box.words(verb, *words, box.id, *(["/bin/true"] if verb == "exec" else []))
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as waiting:
+            until(lambda: "flock" in read(f"/proc/{waiting.pid}/wchan") or waits_for(waiting.pid))
+            assert box.state()["status"] == "created"
+            assert waiting.poll() is None
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            wait_for(waiting.pid, 10)
+            assert waiting.wait(1) == 0
+    finally:
+        os.close(lock)
+
+
+def waits_for(pid: int) -> bool:
+    """Tell whether a process waits for a lock: a line of /proc/locks that begins with an arrow."""
+    waiting = [line.split() for line in read("/proc/locks").splitlines() if "->" in line]
+    return any(str(pid) in fields for fields in waiting)
 
 
 def test_one_of_many_creates_wins(box: Box) -> None:

@@ -110,6 +110,8 @@ class Machine:
         except (KeyboardInterrupt, SystemExit):
             self.run("exec", "--", "sh", "-c", f'kill -INT "$(cat {PLACE}/pid)"')
             raise
+        if done.returncode and self.run("status", quiet=True):
+            raise Unusable("the machine was ended while it measured")
         if result:
             Path(result).write_text(self.read("cat", f"{PLACE}/result.json"))
         return done.returncode
