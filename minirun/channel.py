@@ -6,7 +6,7 @@
     outer   init        {"pid"}                 reaps the outer process
     inner   joined      {}                      finishes cgroup, limits, saves state, says go
     inner   mounted     {}                      runs prestart and createRuntime hooks, says go
-    inner   ready       {"notes"}               create: exits; run, exec: sends WORD
+    inner   ready       {"notes", "obstacle"}   create: exits; run, exec: sends WORD
     any     report      kind, result            of the trampoline: exec's pid, or a failed call
     any     error       {"message", …}          ends the creation with this error
     inner   events      {"events"}              keeps them for --explain
@@ -19,6 +19,7 @@ pipe too, and the child with it.
 
 from __future__ import annotations
 
+import errno
 import os
 
 from minirun import jsontext
@@ -48,11 +49,19 @@ class RemoteError(MinirunError):
         self.errno = errno
 
 
-def failed(args: tuple[str, ...], kind: str, error: int) -> CannotExecute:
-    """Make the error of a trampoline's report: which call of its table failed, and how."""
+def failed(
+    args: tuple[str, ...], kind: str, error: int, obstacle: tuple[str, str] = ("", "")
+) -> CannotExecute:
+    """Make the error of a trampoline's report: which call of its table failed, and how.
+
+    `obstacle` is what was seen of the program beforehand: cause and fix, for people.
+    """
     strerror = os.strerror(error).lower()
     if kind == "execve":
-        return CannotExecute(f"exec {args[0]}: {strerror}")
+        cause, fix = obstacle
+        if error == errno.E2BIG:
+            cause, fix = "arguments and environment are too long together", "shorten them"
+        return CannotExecute(f"exec {args[0]}: {strerror}", cause=cause, fix=fix)
     return CannotExecute(f"payload: {kind}: {strerror}")
 
 
@@ -110,14 +119,14 @@ class Channel:
             raise MinirunError(f"expected message {tag!r}, got {message['tag']!r}")
         return message
 
-    def await_payload(self, args: tuple[str, ...]) -> None:
+    def await_payload(self, args: tuple[str, ...], obstacle: tuple[str, str] = ("", "")) -> None:
         """Wait for the end of the channel, which execve makes. Raises the failure that is told."""
         try:
             message = self.receive()
         except ChannelClosed:
             return  # or it was killed: then its exit status tells
         if message["tag"] == "report":
-            raise failed(args, message["kind"], -message["result"])
+            raise failed(args, message["kind"], -message["result"], obstacle)
         raise MinirunError(f"unexpected message {message['tag']!r}")
 
     def _read(self, size: int) -> bytes:

@@ -60,6 +60,7 @@ def run_outer(setup: Setup, channel: Channel) -> NoReturn:
     """Be the outer process: make the namespaces and the inner process in them, then end."""
     setup.channel = channel
     setup.events = None if setup.events is None else []
+    setup.tell = None  # the log is the parent's
     try:
         protect(setup)
         lock_down(setup)
@@ -126,6 +127,8 @@ def _tell(setup: Setup, error: BaseException) -> None:
 def run_joining(setup: Setup, channel: Channel) -> NoReturn:
     """Be the process of exec: join the container and become the program that enters it."""
     setup.channel = channel
+    setup.events = None if setup.events is None else []
+    setup.tell = None
     try:
         protect(setup)
         lock_down(setup)

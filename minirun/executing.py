@@ -6,7 +6,7 @@ from minirun import foreground, joining, parent, recipe, state
 from minirun.cgroups.group import open_subgroup
 from minirun.ending import group_of
 from minirun.errors import ConfigError, StateError
-from minirun.making import absolute, attend, check_streams, console_of
+from minirun.making import absolute, attend, check_streams, console_of, tell_steps
 from minirun.setup import Launch, Setup
 from minirun.spec import Process
 from minirun.step import follow
@@ -38,6 +38,7 @@ def _prepare(container: Container, process: Process, launch: Launch) -> Setup:
     if not process.args:
         raise ConfigError("process.args", "must not be empty")
     setup = Setup(container.id, spec, process, container.saved.bundle, launch)
+    tell_steps(setup)
     setup.notes += validate_process(process)
     check_streams(setup)
     status = container.status()

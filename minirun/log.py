@@ -16,6 +16,8 @@ from minirun.errors import MinirunError, describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from minirun.grammar import Options
 
 STDERR = 2
@@ -83,6 +85,14 @@ def debug(message: str) -> None:
         _record("debug", message)
     else:
         _say(f"debug: {message}")
+
+
+def step(event: dict[str, Any]) -> None:
+    """Log what a step did: its time, then each system call with its result."""
+    debug(f"{event['stage']}: {event['step']}: {event['what']} ({event['us']} µs)")
+    for text, result, number in event["calls"]:
+        end = f" ({errno.errorcode.get(number, number)})" if number else ""
+        debug(f"{event['stage']}: {event['step']}: {text} = {result}{end}")
 
 
 def debugging() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from minirun import ending, foreground, jsontext, parent, state
+from minirun import ending, foreground, jsontext, log, parent, state
 from minirun.container import owner_of
 from minirun.errors import ConfigError, MinirunError
 from minirun.kernel import process
@@ -72,6 +72,13 @@ def check_streams(setup: Setup) -> None:
             raise MinirunError(f"unable to stat preserved-fd {fd}: {strerror}") from None
 
 
+def tell_steps(setup: Setup) -> None:
+    """With --debug, have each step told in the log once it is taken."""
+    if log.debugging():
+        setup.events = []
+        setup.tell = log.step
+
+
 def needs_seal(spec: Spec) -> bool:
     """Whether Python will be where the container's programs, or others, can look at it."""
     shared = any(entry.type == "pid" and entry.path for entry in spec.linux.namespaces)
@@ -96,6 +103,7 @@ def _begin(root: str, cid: str, launch: Launch, events: bool) -> tuple[Container
         require_sealed()
     if events:
         setup.events = []
+    tell_steps(setup)
     container = state.reserve(root, cid)
     try:
         setup.container = container
@@ -127,6 +135,8 @@ def create(root: str, cid: str, launch: Launch) -> None:
         setup.fifo = _open_fifo(container, state.FIFO)
         setup.result = _open_fifo(container, state.RESULT)
         parent.create(setup)
+        if any(setup.obstacle):
+            container.save(obstacle=setup.obstacle)  # for `start`, if execve fails there
 
 
 def _open_fifo(container: Container, name: str) -> int:

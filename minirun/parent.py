@@ -67,7 +67,7 @@ def release(setup: Setup) -> None:
     assert setup.channel is not None
     try:
         setup.channel.release()
-        setup.channel.await_payload(setup.process.args)
+        setup.channel.await_payload(setup.process.args, setup.obstacle)
     except BaseException:
         # Reaped here: a zombie that exec leaves keeps the container's pid namespace from ending.
         _abandon(setup)
@@ -96,6 +96,7 @@ def _answer(setup: Setup, answers: dict[str, Any]) -> None:
         tag = message["tag"]
         if tag == "ready":
             setup.notes = message["notes"]
+            setup.obstacle = tuple(message["obstacle"])
             return
         if tag == "init":
             _adopt(setup, message["pid"])
@@ -144,8 +145,12 @@ def _reap_outer(setup: Setup) -> None:
 
 
 def _keep_events(setup: Setup, message: dict[str, Any]) -> None:
-    if setup.events is not None and message["tag"] == "events":
-        setup.remote_events += message["events"]
+    if setup.events is None:
+        return
+    setup.remote_events += message["events"]
+    if setup.tell is not None:
+        for event in message["events"]:
+            setup.tell(event)
 
 
 def _abandon(setup: Setup) -> None:

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 
-from minirun import inroot
+from minirun import executable, inroot
 from minirun.errors import CannotExecute, MinirunError
 from minirun.kernel import process
 from minirun.step import step
@@ -88,7 +88,12 @@ def home_of(rootfd: int, uid: int) -> str:
 @step(details=lambda setup: [" ".join(setup.process.args)])
 def resolve(setup: Setup) -> None:
     """Find the program in the container"""
-    setup.program = os.fsencode(find(setup.process.args[0], setup.process.env))
+    path = find(setup.process.args[0], setup.process.env)
+    setup.program = os.fsencode(path)
+    # A filter that is in place already may end a process for what this one looks at.
+    if setup.process.no_new_privileges or setup.spec.linux.seccomp is None:
+        # 20 us, while its root and its rights are at hand: after execve has failed nobody has them.
+        setup.obstacle = executable.obstacle(path)
 
 
 def find(name: str, env: tuple[str, ...]) -> str:
@@ -105,14 +110,17 @@ def find(name: str, env: tuple[str, ...]) -> str:
         (entry[5:] for entry in reversed(env) if entry.startswith("PATH=")),
         "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     )
+    cause, fix = f"none of {search} has it", ""
     for directory in search.split(":"):
         path = f"{directory or '.'}/{name}"
         try:
             _check(path)
-        except CannotExecute:
+        except CannotExecute as error:
+            if os.path.isfile(path):
+                cause, fix = error.cause, error.fix
             continue
         return path
-    raise CannotExecute(f'exec: "{name}": executable file not found in $PATH')
+    raise CannotExecute(f'exec: "{name}": executable file not found in $PATH', cause=cause, fix=fix)
 
 
 def _check(path: str) -> None:
@@ -120,11 +128,20 @@ def _check(path: str) -> None:
         mode = os.stat(path).st_mode
     except OSError as error:
         strerror = (error.strerror or "").lower()
-        raise CannotExecute(f'exec: "{path}": stat {path}: {strerror}') from None
+        gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        cause, fix = executable.missing(path) if gone else executable.NOTHING
+        raise CannotExecute(
+            f'exec: "{path}": stat {path}: {strerror}', cause=cause, fix=fix
+        ) from None
     if stat.S_ISDIR(mode):
-        raise CannotExecute(f'exec: "{path}": is a directory: permission denied')
+        raise CannotExecute(
+            f'exec: "{path}": is a directory: permission denied',
+            cause="a directory cannot be executed",
+            fix="name a program in it",
+        )
     if not os.access(path, os.X_OK, effective_ids=_X_OK_AS_EFFECTIVE):
-        raise CannotExecute(f'exec: "{path}": permission denied')
+        cause, fix = executable.not_permitted(path)
+        raise CannotExecute(f'exec: "{path}": permission denied', cause=cause, fix=fix)
 
 
 @step(why="Python ignores SIGPIPE and SIGXFSZ, the caller perhaps more: signal(7)")

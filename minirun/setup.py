@@ -62,6 +62,7 @@ class Setup:
         self.bundle = bundle
         self.launch = launch
         self.events: list[Event] | None = None  # a list: record what each step did
+        self.tell: Callable[[dict[str, Any]], None] | None = None  # parent, --debug: of each event
         self.remote_events: list[Any] = []  # parent: those of the child, as JSON objects
         self.notes: list[str] = []  # sentences for the person at the terminal
         self.current = ""  # the step being taken, for errors
@@ -101,6 +102,7 @@ class Setup:
         self.core_limit = (0, 0)  # child.protect: what RLIMIT_CORE was, for the payload
         self.labelfd = -1  # labels: a procfs through which the payload's label is set
         self.program = b""  # program.resolve: what is executed
+        self.obstacle = ("", "")  # program.resolve: what would keep execve from it, and what helps
         self.environment: list[bytes] = []  # program.prepare_environment
         self.image = -1  # payload.prepare: the trampoline
 

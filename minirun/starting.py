@@ -71,7 +71,8 @@ def _release(container: Container, setup: Setup) -> None:
             os.close(fifo)
         os.unlink(state.FIFO, dir_fd=container.dirfd)
         os.set_blocking(result, True)
-        _await_exec(result, setup.pidfd, setup.process.args)
+        cause, fix = (*container.saved.obstacle, "", "")[:2]
+        _await_exec(result, setup.pidfd, setup.process.args, (cause, fix))
     finally:
         os.close(result)
     os.unlink(state.RESULT, dir_fd=container.dirfd)
@@ -92,9 +93,9 @@ def _open(container: Container, name: str, flags: int) -> int:
     return fd
 
 
-def _await_exec(result: int, pidfd: int, args: tuple[str, ...]) -> None:
+def _await_exec(result: int, pidfd: int, args: tuple[str, ...], obstacle: tuple[str, str]) -> None:
     poller = select.poll()
     poller.register(result, select.POLLIN)
     poller.register(pidfd, select.POLLIN)
     poller.poll()
-    Channel(result, -1).await_payload(args)
+    Channel(result, -1).await_payload(args, obstacle)

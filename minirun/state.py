@@ -19,7 +19,7 @@ import time
 
 from minirun import jsontext
 from minirun.errors import AlreadyExists, DoesNotExist, MinirunError, NotRunning, StateError
-from minirun.record import INT64, UINT64, Record, integer, string, string_map
+from minirun.record import INT64, UINT64, Record, integer, string, string_map, strings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Saved(Record):
     cgroup: str | None = string()
     cgroup_ident: int | None = integer(0, UINT64)
     annotations: dict[str, str] = string_map()
+    obstacle: tuple[str, ...] = strings()  # what would keep execve from the program, and what helps
 
 
 def check_id(cid: str) -> None:

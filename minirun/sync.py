@@ -47,7 +47,7 @@ def tell_ready(setup: Setup) -> None:
     """Tell the parent that all is ready to start"""
     assert setup.channel is not None
     send_events(setup)
-    setup.channel.send("ready", {"notes": setup.notes})
+    setup.channel.send("ready", {"notes": setup.notes, "obstacle": setup.obstacle})
     # A process that looks in through /proc finds nothing of the host here (CVE-2016-9962).
     process.close_all_but(setup.waiting_descriptors())
 

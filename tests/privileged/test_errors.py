@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runtime import Done, good, in_a_terminal, read, read_until, until
+from runtime import LIMIT, Done, good, in_a_terminal, read, read_until, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from runtime import Box
 
@@ -203,6 +205,130 @@ def test_an_interpreter_that_is_missing(box: Box) -> None:
     done = program("/script")(box)
     assert done.code == 1
     assert "no such file or directory" in done.err
+
+
+def script(box: Box, content: str, name: str = "script") -> None:
+    (box.rootfs / name).write_text(content)
+    (box.rootfs / name).chmod(0o755)
+
+
+def at_a_terminal(box: Box, *words: str) -> tuple[int, str]:
+    """Call the runtime at a terminal; return its exit status and all that it showed."""
+    with in_a_terminal(box.words(*words)) as (master, process):
+        code = process.wait(LIMIT)
+        return code, os.read(master, 1 << 16).decode()
+
+
+def foreign(box: Box) -> None:
+    head = bytearray((box.rootfs / "probe").read_bytes())
+    head[18:20] = b"\x16\0"  # EM_S390
+    (box.rootfs / "script").write_bytes(bytes(head))
+    (box.rootfs / "script").chmod(0o755)
+
+
+def dynamic(box: Box) -> None:
+    shutil.copy("/bin/true", box.rootfs / "script")
+
+
+def noexec(box: Box) -> None:
+    directory = box.place / "noexec"
+    directory.mkdir()
+    shutil.copy(box.rootfs / "probe", directory / "probe")
+    box.mount("/vol", str(directory), "bind", "noexec")
+    box.process["args"] = ["/vol/probe"]
+
+
+# What is the matter with /script: its making, the machine line's end, and words of the cause.
+CAUSES: dict[str, tuple[Callable[[Box], Any], str, str]] = {
+    "interpreter": (
+        lambda box: script(box, "#!/no/such/thing\n"),
+        "no such file or directory",
+        "is a script for /no/such/thing, which this root filesystem lacks",
+    ),
+    "crlf": (
+        lambda box: script(box, "#!/bin/sh\r\ntrue\r\n"),
+        "no such file or directory",
+        'ends in CRLF, so that the kernel looks for "/bin/sh\\r"',
+    ),
+    "no first line": (
+        lambda box: script(box, "true\n"),
+        "exec format error",
+        'neither a program (ELF) nor a script with "#!"',
+    ),
+    "machine": (foreign, "exec format error", "was built for IBM S/390, and this machine is"),
+    "loader": (dynamic, "no such file or directory", "ld-linux"),
+    "mode": (
+        lambda box: (box.rootfs / "script").touch(0o640),
+        "permission denied",
+        "/script is not executable (mode 0640)",
+    ),
+    "noexec": (noexec, "permission denied", "on a file system that is mounted noexec"),
+    "directory": (
+        lambda box: (box.rootfs / "script").mkdir(),
+        "is a directory: permission denied",
+        "a directory cannot be executed",
+    ),
+    "missing": (lambda _: None, "no such file or directory", "/script does not exist"),
+}
+
+
+@pytest.mark.parametrize("what", CAUSES)
+def test_the_cause_is_told_at_a_terminal(box: Box, what: str) -> None:
+    make, message, cause = CAUSES[what]
+    box.process["args"] = ["/script"]
+    make(box)
+    engine = box.run()
+    assert engine.code == 1
+    assert engine.err.endswith(f"{message}\n")
+    assert cause not in engine.err
+    code, shown = at_a_terminal(box, "run", "--bundle", str(box.bundle), box.id)
+    assert code == 1
+    assert f"{message}\r\n  cause: " in shown
+    assert cause in shown
+
+
+def test_the_cause_is_told_by_start_and_exec(box: Box) -> None:
+    script(box, "#!/no/such/thing\n")
+    box.process["args"] = ["/script"]
+    box.create()
+    code, shown = at_a_terminal(box, "start", box.id)
+    assert (code, "which this root filesystem lacks" in shown) == (1, True)
+    until(lambda: box.state()["status"] == "stopped")
+    good(box.delete())
+    box.up()
+    code, shown = at_a_terminal(box, "exec", box.id, "/script")
+    assert (code, "which this root filesystem lacks" in shown) == (255, True)
+
+
+def test_debug_tells_steps_and_calls_with_their_time(box: Box, tmp_path: Path) -> None:
+    box.process["args"] = ["/bin/true"]
+    box.write()
+    log = tmp_path / "log"
+    good(box.call("--debug", "--log", str(log), "run", "--bundle", str(box.bundle), box.id))
+    text = log.read_text()
+    assert re.search(r"inner: mounts\.pivot_root: .* \(\d+ µs\)", text)
+    assert re.search(r"parent: mounts\.open_sources: open_tree\(.*\) = \d+", text)
+    assert all(re.match(r'time="\d{4}-.*Z" level=debug msg="', line) for line in text.splitlines())
+    assert "run: exit status 0" in text
+
+
+def test_debug_of_a_failure_ends_with_the_step_that_failed(box: Box, tmp_path: Path) -> None:
+    box.mount("/vol", "none", "size=nonsense", kind="tmpfs")
+    box.write()
+    log = tmp_path / "log"
+    words = ("--debug", "--log", str(log), "create", "--bundle", str(box.bundle), box.id)
+    done = box.call(*words)
+    assert done.code == 1
+    steps = [line for line in log.read_text().splitlines() if "µs)" in line]
+    assert "mounts.mount_all" in steps[-1]
+
+
+def test_debug_of_exec(box: Box) -> None:
+    box.up()
+    done = box.call("--debug", "exec", box.id, "/bin/true")
+    assert done.code == 0
+    assert "debug: outer: joining.join_all: " in done.err
+    assert "debug: exec: exit status 0" in done.err
 
 
 def test_a_closed_standard_output(box: Box) -> None:

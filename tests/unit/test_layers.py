@@ -20,11 +20,11 @@ LAYERS = {
     "words": """errors record refuse spec jsontext units log step setup grammar options profiles
         precompiled precompile __version__""",
     "helpers": "inroot procfs idmap channel state blockdev",
-    "facilities": """capabilities cgroups devicefilter devicerules devices enosys filtercache hooks
-        hostname joining keyrings labels mountoptions mounts namespaces outside payload program
-        rlimits seccomp sync syscallfilter sysctl terminal""",
+    "facilities": """capabilities cgroups devicefilter devicerules devices enosys executable
+        filtercache hooks hostname joining keyrings labels mountoptions mounts namespaces outside
+        payload program rlimits seccomp sync syscallfilter sysctl terminal""",
     "recipe": "recipe child parent plan validate validate_namespaces validate_process",
-    "runtime": "changing container ending executing foreground making starting launcher",
+    "runtime": "changing container ending executing foreground making starting launcher watching",
     "tools": "network rootfs",
     "engine": "engine",
     "cli": "cli __main__",
@@ -37,6 +37,7 @@ PARTS = {
     "mounts": {"mountoptions"},
     "outside": {"namespaces"},
     "payload": {"labels"},
+    "program": {"executable"},
     "seccomp": {"enosys", "filtercache"},
     "syscallfilter": {"seccomp"},
 }
