@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from minirun.state import Container
 
 
-def _group(container: Container) -> Group:
+def group_or_refuse(container: Container) -> Group:
+    """Open the container's cgroup. Raises Unsupported if it has none."""
     group = group_of(container)
     if group is None:
         raise Unsupported(
@@ -33,7 +34,7 @@ def pause(root: str, cid: str) -> None:
         status = container.status()
         if status not in ("created", "running"):
             raise StateError(f"container not running or created: {status}")
-        with _group(container) as group:
+        with group_or_refuse(container) as group:
             group.freeze()
 
 
@@ -42,7 +43,7 @@ def resume(root: str, cid: str) -> None:
     with state.load(root, cid, lock=True) as container:
         if not container.alive():
             raise NotRunning("container not running")
-        with _group(container) as group:
+        with group_or_refuse(container) as group:
             if not group.frozen():
                 raise StateError("container not paused")
             group.thaw()
@@ -54,7 +55,7 @@ def update(root: str, cid: str, changes: Resources) -> None:
         if not container.alive():
             raise NotRunning("container not running")
         spec = container.spec
-        with _group(container) as group:
+        with group_or_refuse(container) as group:
             needed = resources.controllers(resources.writes(changes))
             cgroupfs.ensure(hierarchy(), group.path, needed)
             merged = limits.update(group, changes, spec.linux.resources)

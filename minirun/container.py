@@ -15,7 +15,7 @@ from minirun.errors import DoesNotExist, MinirunError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from minirun.setup import Launch
@@ -169,6 +169,26 @@ def ps(root: str, cid: str) -> list[int]:
     from minirun import changing
 
     return changing.ps(root, cid)
+
+
+def statistics(root: str, cid: str) -> dict[str, Any]:
+    """Return the event of what a container uses now: `{"type": "stats", "id": …, "data": …}`.
+
+    Raises StateError when it does not run, Unsupported when it has no cgroup.
+    """
+    from minirun import watching
+
+    return watching.statistics(root, cid)
+
+
+def events(root: str, cid: str, interval: float) -> Iterator[dict[str, Any]]:
+    """Give an event of its figures every `interval` seconds, and of each process killed by oom.
+
+    Ends when the container does. Raises as `statistics`.
+    """
+    from minirun import watching
+
+    return watching.events(root, cid, interval)
 
 
 def owner_of(uid: int) -> str:

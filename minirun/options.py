@@ -328,13 +328,20 @@ _ALL = (
         "events",
         "show a container's statistics and out-of-memory events",
         _ID,
-        "",
+        "minirun.cli.events:events",
         (
             Option("interval", TEXT, "time between two statistics", "DURATION", default="5s"),
             Option("stats", FLAG, "show the statistics once"),
         ),
     ),
-    Verb("features", "show what this runtime supports as JSON", "", "", least=0, most=0),
+    Verb(
+        "features",
+        "show what this runtime supports as JSON",
+        "",
+        "minirun.cli.features:features",
+        least=0,
+        most=0,
+    ),
     Verb(
         "checkpoint",
         "checkpoint a running container",

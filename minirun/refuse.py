@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from minirun.errors import ConfigError
 
+NOT_YET = "is not supported yet"
+
 
 def refuse_unless(condition: object, path: str, problem: str) -> None:
     """Raise ConfigError unless the condition holds."""
@@ -13,7 +15,7 @@ def refuse_unless(condition: object, path: str, problem: str) -> None:
 
 def unsupported_yet(path: str) -> ConfigError:
     """Make the error of a field that minirun does not support yet."""
-    return ConfigError(path, "is not supported yet")
+    return ConfigError(path, NOT_YET)
 
 
 def absolute(path: str, where: str) -> None:

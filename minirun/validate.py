@@ -215,9 +215,7 @@ def unsupported(spec: Spec, _notes: Notes) -> None:
         raise unsupported_yet("linux.seccomp.listenerPath")
     for number, rule in enumerate(seccomp.syscalls):
         if rule.action == "SCMP_ACT_NOTIFY":
-            raise ConfigError(
-                f"linux.seccomp.syscalls[{number}].action", f"{rule.action} is not supported yet"
-            )
+            raise unsupported_yet(f"linux.seccomp.syscalls[{number}].action")
 
 
 CHECKS: tuple[Check, ...] = (

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     Handler = Callable[[Options], int]
 
 STDOUT = 1
+# They start no process, to which tracing would be handed on with descriptors that it closes.
+_ALONE = ("events", "kill", "pause", "resume", "state", "update")
 INTERRUPTED = 128 + 2
 
 
@@ -56,7 +58,26 @@ def _main(argv: Sequence[str]) -> int:
         return _human(options, [options.verb, *options.args])
     # What minirun makes is root's alone unless it says otherwise; the log keeps the caller's umask.
     os.umask(0o077)
-    return _handler(options.verb)(options)
+    handler = _handler(options.verb)
+    return _traced(handler, options) if log.debugging() else handler(options)
+
+
+def _traced(handler: Handler, options: Options) -> int:
+    """Call a verb, telling in the log what it does: its system calls, its end and its time."""
+    import time
+
+    from minirun.kernel import libc
+
+    log.debug(f"{options.verb}: pid {os.getpid()}, {version().splitlines()[0]}")
+    if options.verb in _ALONE:
+        libc.set_tracer(lambda text, result, number: log.debug(f"{text} = {result}"))
+    start = time.monotonic()
+    try:
+        status = handler(options)
+    finally:
+        log.debug(f"{options.verb}: done after {(time.monotonic() - start) * 1000:.1f} ms")
+    log.debug(f"{options.verb}: exit status {status}")
+    return status
 
 
 def _tell(options: Options) -> int:
@@ -79,7 +100,12 @@ def _tell(options: Options) -> int:
 def _handler(name: str) -> Handler:
     verb = VERBS.get(name)
     if verb is None:
-        raise UsageError(f'unknown command "{name}"', fix="minirun --help lists the commands")
+        from minirun.cli.help import similar
+
+        raise UsageError(
+            f'unknown command "{name}"',
+            fix=similar(name, (*VERBS, *HUMAN)) or "minirun --help lists the commands",
+        )
     if not verb.supported:
         raise _unsupported(name)
     return _load(verb.handler)
@@ -109,14 +135,22 @@ def _human(options: Options, argv: Sequence[str]) -> int:
 
 
 def _misused(error: UsageError) -> int:
-    """Say what is wrong with the command line as runc does: help on stdout, and the error."""
+    """Say what is wrong with the command line.
+
+    As runc does, which engines may expect: help on stdout, the error on stderr. Where a person
+    reads the output, the error is one line, and what to do about it another.
+    """
     options: Options | None = getattr(error, "options", None)
     if options is not None:
         log.configure(options)
     verb = VERBS.get(getattr(error, "verb", ""))
-    from minirun.cli.help import overview, verb_help
+    from minirun.cli import help
 
-    text = verb_help(verb) if verb is not None else overview()
+    if os.isatty(STDOUT):
+        if not error.fix:
+            error.fix = help.advice(error, verb)
+        return _fail(error)
+    text = help.verb_help(verb) if verb is not None else help.overview()
     write(f"Incorrect Usage.\n\n{text}\n")
     return _fail(error)
 
@@ -147,10 +181,25 @@ def _internal_error(bug: Exception) -> int:
 
 
 def version() -> str:
-    """Return what --version prints; engines parse these lines."""
-    from minirun import __version__
+    """Return what --version prints, in the form that engines parse: runc's."""
+    from minirun import SPEC_VERSION, __version__
 
-    return f"minirun version {__version__}\nspec: 1.3.0\n"
+    python = ".".join([str(number) for number in sys.version_info[:3]])
+    lines = [f"minirun version {__version__}", f"spec: {SPEC_VERSION}", f"python: {python}"]
+    library = libseccomp_version()
+    if library:
+        lines.append(f"libseccomp: {library}")
+    return "\n".join([*lines, ""])
+
+
+def libseccomp_version() -> str:
+    """Return the version of libseccomp; "" where it is not installed."""
+    from minirun.kernel.libseccomp import Library
+
+    try:
+        return ".".join([str(number) for number in Library().version])
+    except OSError:
+        return ""
 
 
 def write(text: str) -> int:

@@ -9,6 +9,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from minirun.errors import UsageError
+
 _WIDTH = 79
 _INDENT = "   "
 
@@ -54,6 +56,26 @@ def verb_help(verb: Verb) -> str:
     if len(plain) < len(verb.options):
         lines += ["", "OPTIONS WITH --rootfs:", *_options(ROOTFS)]
     return "\n".join([*lines, ""])
+
+
+def advice(error: UsageError, verb: Verb | None) -> str:
+    """Say in a line what may have been meant, and where more is told."""
+    name, _, rest = error.message.partition(": -")
+    options = verb.options if verb is not None else GLOBALS
+    shown = [f"--{word}" for o in options if not o.hidden for word in o.names if len(word) > 1]
+    meant = ""
+    if name == "flag provided but not defined":
+        meant = similar("--" + rest.lstrip("-"), shown)
+    more = f"see minirun {verb.name} --help" if verb is not None else "see minirun --help"
+    return f"{meant}; {more}" if meant else more
+
+
+def similar(word: str, known: Iterable[str]) -> str:
+    """Ask whether one of the known words was meant; "" where none is like it."""
+    import difflib  # 10 ms, which a person waits for once
+
+    found = difflib.get_close_matches(word, list(known), 1, 0.7)
+    return f"did you mean {found[0]}?" if found else ""
 
 
 def _usages(verb: Verb) -> list[str]:

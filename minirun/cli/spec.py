@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from minirun import jsontext
+from minirun import SPEC_VERSION, jsontext
 from minirun.errors import AlreadyExists
 
 TYPE_CHECKING = False
@@ -44,7 +44,7 @@ def example(*, unified: bool) -> dict[str, Any]:
     safe = ("nosuid", "noexec", "nodev")
     namespaces = ["pid", "network", "ipc", "uts", "mount"] + ["cgroup"] * unified
     return {
-        "ociVersion": "1.3.0",
+        "ociVersion": SPEC_VERSION,
         "process": {
             "terminal": True,
             "user": {"uid": 0, "gid": 0},

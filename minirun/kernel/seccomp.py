@@ -7,6 +7,7 @@ everything beforehand and what it returns performs one system call and nothing e
 
 from __future__ import annotations
 
+import errno
 import struct
 
 from minirun.kernel.c import addressof, c_uint, c_void_p, create_string_buffer, get_errno
@@ -87,6 +88,24 @@ def set_mode_filter(program: bytes, flag_word: int = 0) -> int:
     """
     prepared = Prepared(program, flag_word)
     return _refuse_divergence(prepared, call(_seccomp, prepared.args, prepared.text))
+
+
+def knows_flag(flag: int) -> bool:
+    """Tell whether this kernel takes a flag; no filter is installed, and no privilege needed.
+
+    The kernel looks at the flags first (EINVAL), then for the program, of which there is none.
+    """
+    if flag == SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV:
+        flag |= SECCOMP_FILTER_FLAG_NEW_LISTENER  # without it the flag is refused
+    try:
+        call(
+            _seccomp,
+            (SECCOMP_SET_MODE_FILTER, flag, None),
+            lambda: f"seccomp(SECCOMP_SET_MODE_FILTER, {flags(flag, FILTER_FLAG_NAMES)}, NULL)",
+        )
+    except OSError as error:
+        return error.errno == errno.EFAULT
+    return False
 
 
 def prepare(program: bytes, flag_word: int = 0) -> Callable[[], int]:

@@ -127,6 +127,35 @@ def test_wrong_usage(argv: list[str]) -> None:
     assert re.fullmatch(r"minirun: .*\n", done.stderr)
 
 
+@pytest.mark.parametrize(
+    ("argv", "error", "advice"),
+    [
+        (["state"], '"state" requires exactly 1 argument(s)', "see minirun state --help"),
+        (
+            ["run", "--bundel", "/b", "x"],
+            "flag provided but not defined: -bundel",
+            "did you mean --bundle?; see minirun run --help",
+        ),
+        (["--rot", "/x", "list"], "flag provided but not defined: -rot", "did you mean --root?"),
+        (["stat", "x"], 'unknown command "stat"', "did you mean state?"),
+        (["qqqq"], 'unknown command "qqqq"', "minirun --help lists the commands"),
+    ],
+)
+def test_wrong_usage_at_a_terminal(
+    argv: list[str],
+    error: str,
+    advice: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(os, "isatty", lambda fd: True)
+    assert cli.main(argv) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith(f"minirun: {error}\n  fix: {advice}")
+    assert err.count("\n") == 2
+
+
 def test_an_unknown_command() -> None:
     done = run("frobnicate")
     assert (done.returncode, done.stdout) == (1, "")
