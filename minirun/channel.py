@@ -6,6 +6,7 @@
     outer   init        {"pid"}                 reaps the outer process
     inner   joined      {}                      finishes cgroup, limits, saves state, says go
     inner   mounted     {}                      runs prestart and createRuntime hooks, says go
+    any     listener    {"fd"}                  takes the filter's listener, sends it on, says go
     inner   ready       {"notes", "obstacle"}   create: exits; run, exec: sends WORD
     any     report      kind, result            of the trampoline: exec's pid, or a failed call
     any     error       {"message", …}          ends the creation with this error
@@ -81,6 +82,16 @@ class Channel:
                 data = data[os.write(self.writer, data) :]
         except BrokenPipeError:
             raise ChannelClosed("the other process is gone") from None
+
+    def hand_over(self, listener: int) -> None:
+        """Tell the number of a descriptor and wait until the other side has taken it.
+
+        Nothing but write(2) may happen before: the filter that the listener belongs to may stop
+        any other call until somebody answers, and nobody listens yet.
+        """
+        data = b'{"tag":"listener","fd":%d}' % listener
+        os.write(self.writer, len(data).to_bytes(4, "big") + data)
+        self.expect("go")
 
     def release(self) -> None:
         """Send the word for which the trampoline waits."""

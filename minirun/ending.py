@@ -87,11 +87,11 @@ def delete(root: str, cid: str, force: bool) -> None:
         if status == "running" and not force:
             raise StateError(f"cannot delete container {cid} that is not stopped: running")
         if status in ("created", "running"):
-            _end(container)
+            end(container)
         destroy(container)
 
 
-def _end(container: Container) -> None:
+def end(container: Container) -> None:
     """Kill the container's process and wait until it is gone."""
     try:
         pidfd = container.pidfd()

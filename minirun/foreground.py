@@ -11,6 +11,7 @@ from minirun.kernel import process, signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     Modes = list[Any]
@@ -92,6 +93,12 @@ class Watch:
         self.caught = caught
         self.poller = select.poll()
         self.interrupts: list[float] = []
+        self.others: dict[int, Callable[[], object]] = {}
+
+    def listen(self, fd: int, act: Callable[[], object]) -> None:
+        """Call `act` whenever `fd` can be read."""
+        self.others[fd] = act
+        self.poller.register(fd, select.POLLIN)
 
     def run(self) -> int:
         """Forward signals and terminal until the process ends; 128 + n if by signal n."""
@@ -118,6 +125,8 @@ class Watch:
                 self._copy(self.master, 1)
             elif fd == 0:
                 self._from_caller(event)
+            else:
+                self.others[fd]()
         return ended
 
     def _signalled(self, number: int) -> None:

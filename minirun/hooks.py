@@ -169,5 +169,7 @@ def _confine(setup: Setup) -> None:
     """Put a hook that is the container's file under the payload's limits and filter."""
     for one in setup.process.rlimits:
         resource.prlimit(0, one.type, one.soft, one.hard)
-    if setup.filter is not None and setup.process.no_new_privileges:
+    # A filter with a listener is there already: a hook inherits it.
+    own = setup.filter is not None and not setup.filter.notify
+    if own and setup.process.no_new_privileges:
         seccomp.set_mode_filter(setup.filter.program, setup.filter.flags)

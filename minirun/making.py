@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from minirun import ending, foreground, jsontext, log, parent, state
+from minirun import ending, foreground, jsontext, log, notifysocket, parent, state
 from minirun.container import owner_of
 from minirun.errors import ConfigError, MinirunError
 from minirun.kernel import process
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from minirun.foreground import Watch
+    from minirun.notifysocket import Proxy
+    from minirun.spec import Process
     from minirun.state import Container
 
     Explain = Callable[[list[dict[str, Any]]], None]
@@ -49,7 +52,7 @@ def prepare(cid: str, launch: Launch) -> tuple[Setup, bytes]:
         raise ConfigError("process", "is required")
     if spec.root is None:
         raise ConfigError("root", "is required")
-    setup = Setup(cid, spec, spec.process, bundle, launch)
+    setup = Setup(cid, spec, _activated(spec.process, launch), bundle, launch)
     setup.notes += notes
     setup.root_path = os.path.realpath(os.path.join(bundle, spec.root.path))
     if not os.path.isdir(setup.root_path):
@@ -58,13 +61,20 @@ def prepare(cid: str, launch: Launch) -> tuple[Setup, bytes]:
     return setup, text
 
 
+def _activated(process: Process, launch: Launch) -> Process:
+    """Tell the payload of the sockets that it is given, as process 1: sd_listen_fds(3)."""
+    if not launch.listen_fds:
+        return process
+    return process.replace(env=(*process.env, f"LISTEN_FDS={launch.listen_fds}", "LISTEN_PID=1"))
+
+
 def check_streams(setup: Setup) -> None:
     launch = setup.launch
     if launch.detach and setup.process.terminal and launch.console_socket is None:
         raise MinirunError("cannot allocate tty if runc will detach without setting console socket")
     if launch.console_socket is not None and not (launch.detach and setup.process.terminal):
         raise MinirunError("cannot use console socket if runc will not detach or allocate tty")
-    for fd in range(3, 3 + launch.preserve_fds):
+    for fd in launch.passed_fds:
         try:
             os.fstat(fd)
         except OSError as error:
@@ -109,6 +119,7 @@ def _begin(root: str, cid: str, launch: Launch, events: bool) -> tuple[Container
         setup.container = container
         setup.undo.append(container.remove)
         container.write_file(CONFIG, text)
+        notifysocket.prepare(container, setup)
         container.save(
             oci_version=setup.spec.oci_version,
             bundle=setup.bundle,
@@ -158,6 +169,7 @@ def run(
     with container:
         master = console_of(setup)
         try:
+            proxy = notifysocket.open_proxy(container)
             parent.create(setup)
         except BaseException:
             if explain is not None:
@@ -172,8 +184,10 @@ def run(
                     explain(_events(setup))
                 launch.notes = setup.notes
                 if detach:
+                    if proxy is not None:
+                        proxy.wait(setup.pid, setup.pidfd)
                     return 0
-                status = attend(setup, master, caught)
+                status = attend(setup, master, caught, proxy)
         except BaseException:
             _destroy(container, setup)
             raise
@@ -195,16 +209,26 @@ def console_of(setup: Setup) -> Any:
     return ours
 
 
-def attend(setup: Setup, console: Any, caught: foreground.Signals) -> int:
+def attend(
+    setup: Setup, console: Any, caught: foreground.Signals, proxy: Proxy | None = None
+) -> int:
+    """Stay with the payload until it ends; return its exit status."""
     process.prctl(process.PR_SET_CHILD_SUBREAPER, 1)
     if console is None:
-        return foreground.Watch(setup.pid, setup.pidfd, -1, caught).run()
-    from minirun.terminal import receive_fd
+        return _watch(foreground.Watch(setup.pid, setup.pidfd, -1, caught), proxy)
+    from minirun.unixsocket import receive_fd
 
     master = receive_fd(console)
     console.close()
     with foreground.Terminal(0):
-        return foreground.Watch(setup.pid, setup.pidfd, master, caught).run()
+        return _watch(foreground.Watch(setup.pid, setup.pidfd, master, caught), proxy)
+
+
+def _watch(watch: Watch, proxy: Proxy | None) -> int:
+    if proxy is not None:
+        # The manager's process is this one: it stays as long as the service.
+        watch.listen(proxy.fileno(), lambda: proxy.take(os.getpid()))
+    return watch.run()
 
 
 def _unlock(container: Container) -> None:

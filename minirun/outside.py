@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 from minirun import idmap, namespaces, state
+from minirun.kernel.libc import quote, trace
 from minirun.step import step
+from minirun.unixsocket import connect, send_fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,3 +73,25 @@ def write_pid_file(setup: Setup) -> None:
         os.close(fd)
     # Renamed, so that whoever waits for the file never reads half of it.
     os.rename(aside, path)
+
+
+def _pidfd_socket(setup: Setup) -> list[str]:
+    path = setup.launch.pidfd_socket
+    return [] if path is None else [path]
+
+
+@step(_pidfd_socket, details=_pidfd_socket)
+def connect_pidfd_socket(setup: Setup) -> None:
+    """Connect to the socket that wants a descriptor of the process"""
+    setup.pidfd_socket = connect(setup.launch.pidfd_socket or "").detach()
+
+
+@step(_pidfd_socket, details=_pidfd_socket)
+def send_pidfd(setup: Setup) -> None:
+    """Send a descriptor of the process to the pidfd socket"""
+    # The payload says which of runc's two kinds of process it is.
+    kind = b"setns" if setup.target_pid else b"standard"
+    send_fd(setup.pidfd_socket, setup.pidfd, kind)
+    trace(lambda: f"sendmsg({setup.pidfd_socket}, {{{quote(kind)}, SCM_RIGHTS, [{setup.pidfd}]}})")
+    os.close(setup.pidfd_socket)
+    setup.pidfd_socket = -1

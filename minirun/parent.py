@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from minirun import channel, child, recipe
+from minirun import channel, child, hooks, recipe, syscallfilter
 from minirun.channel import Channel, ChannelClosed
 from minirun.errors import MinirunError, describe
 from minirun.kernel import process
@@ -49,6 +49,7 @@ def create(setup: Setup) -> None:
 def join(setup: Setup) -> None:
     """Bring a process of exec to the point where it waits for the word to go on."""
     target, setup.target_pidfd = setup.pidfd, setup.pidfd
+    setup.target_pid = setup.pid
     setup.pid, setup.pidfd = 0, -1
     try:
         _spawn(setup, child.run_joining)
@@ -102,12 +103,30 @@ def _answer(setup: Setup, answers: dict[str, Any]) -> None:
             _adopt(setup, message["pid"])
         elif tag == "events":
             _keep_events(setup, message)
+        elif tag == "listener":
+            _pass_listener(setup, message["fd"])
         elif tag == "joined" and not setup.pid:
             # The inner process may speak before the outer one has said its pid.
             _adopt(setup, setup.channel.expect("init")["pid"])
             _follow_and_go(setup, answers[tag])
         else:
             _follow_and_go(setup, answers[tag])
+
+
+def _pass_listener(setup: Setup, number: int) -> None:
+    """Give the listener of the filter to the agent; then whoever loaded the filter may go on."""
+    assert setup.channel is not None
+    joining = setup.target_pid != 0
+    # Of exec it is the process that will make the payload's: that one is not there yet.
+    pid = setup.outer_pid if joining else setup.pid
+    state = hooks.state_of(setup, "running" if joining else "creating")
+    state["pid"] = setup.target_pid or setup.pid
+    pidfd = process.pidfd_open(pid)
+    try:
+        syscallfilter.pass_listener(setup, pidfd, number, state, pid)
+    finally:
+        os.close(pidfd)
+    setup.channel.send("go")
 
 
 def _entered(setup: Setup) -> int:

@@ -42,7 +42,8 @@ def _describe(setup: Setup) -> list[str]:
 
 
 def _filtered(setup: Setup) -> bool:
-    return setup.spec.linux.seccomp is not None and setup.process.no_new_privileges
+    profile = setup.spec.linux.seccomp
+    return profile is not None and setup.process.no_new_privileges and not profile.notifies
 
 
 @step(details=_describe, why="/proc/self/exe must never be the host's interpreter: CVE-2019-5736")
@@ -137,6 +138,6 @@ def become(setup: Setup) -> None:
     for fd in (setup.waiting_on, setup.report_to, setup.labelfd):
         if fd >= 0:
             os.set_inheritable(fd, True)
-    for fd in range(3, 3 + setup.launch.preserve_fds):
+    for fd in setup.launch.passed_fds:
         os.set_inheritable(fd, True)
     trampoline.become(setup.image)

@@ -47,9 +47,11 @@ PREPARE = (
     labels.check,
     capabilities.look,
     terminal.open_console_socket,
+    outside.connect_pidfd_socket,
     mounts.open_sources,
     devices.open_nodes,
     syscallfilter.compile_filter,
+    syscallfilter.connect_agent,
     cgroups.create,
 )
 
@@ -119,11 +121,13 @@ ENTER = (
     program.enter_cwd,  # as the payload's user, who may or may not be allowed there
     program.resolve,  # so that create fails, not start, where there is no such program
     payload.prepare,
+    syscallfilter.load_notifying,  # of what is ours only messages, and execve, come after it
     sync.tell_ready,
 )
 
 SETTLE = (
     rlimits.raise_hard,
+    outside.send_pidfd,
     outside.write_pid_file,
 )
 
@@ -136,7 +140,9 @@ START = (
 EXEC_PREPARE = (
     capabilities.look,
     terminal.open_console_socket,
+    outside.connect_pidfd_socket,
     syscallfilter.compile_filter,
+    syscallfilter.connect_agent,
 )
 
 EXEC = (
@@ -157,6 +163,7 @@ EXEC = (
     program.enter_cwd,
     program.resolve,
     payload.prepare,
+    syscallfilter.load_notifying,  # of what is ours only messages, and execve, come after it
     sync.tell_ready,
     payload.become,
 )
@@ -164,6 +171,7 @@ EXEC = (
 EXEC_SETTLE = (
     rlimits.raise_hard,
     rlimits.set_oom_score,
+    outside.send_pidfd,
     outside.write_pid_file,
 )
 

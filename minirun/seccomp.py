@@ -304,7 +304,7 @@ def _flags(seccomp: Seccomp) -> int:
             if name not in FLAGS:
                 raise ConfigError(f"{_PATH}.flags[{number}]", f"unknown flag {name!r}")
             word |= FLAGS[name]
-    if any(rule.action == "SCMP_ACT_NOTIFY" for rule in seccomp.syscalls):
+    if seccomp.notifies:
         word |= kernel.SECCOMP_FILTER_FLAG_NEW_LISTENER
         if word & kernel.SECCOMP_FILTER_FLAG_TSYNC:
             # Else one result would stand for a thread and for a descriptor: seccomp(2).
@@ -328,7 +328,9 @@ def _check_listener(seccomp: Seccomp) -> None:
             raise ConfigError(f"{path}.action", "SCMP_ACT_NOTIFY needs listenerPath")
         if "write" in rule.names:
             # The listener is announced by a write under the filter: nobody would answer it.
-            raise ConfigError(f"{path}.names", "SCMP_ACT_NOTIFY cannot be used for write")
+            raise ConfigError(
+                f"{path}.names", "SCMP_ACT_NOTIFY cannot be used for the write syscall"
+            )
 
 
 def _rules(seccomp: Seccomp) -> list[_Rule]:

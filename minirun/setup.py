@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Launch:
     """How create, run or exec was asked for: the flags that are not in config.json.
 
-    `preserve_fds` descriptors from 3 on are kept for the payload. The socket and file arguments
+    The descriptors from 3 on that are kept for the payload are `listen_fds`, those of socket
+    activation (sd_listen_fds(3)), and `preserve_fds` after them. The socket and file arguments
     are paths, absolute or relative to the caller's working directory.
     """
 
@@ -34,6 +35,7 @@ class Launch:
         no_pivot: bool = False,
         no_new_keyring: bool = False,
         preserve_fds: int = 0,
+        listen_fds: int = 0,
         detach: bool = False,
         cgroup: str | None = None,
         ignore_paused: bool = False,
@@ -45,11 +47,17 @@ class Launch:
         self.no_pivot = no_pivot
         self.no_new_keyring = no_new_keyring
         self.preserve_fds = preserve_fds
+        self.listen_fds = listen_fds
         self.detach = detach
         self.cgroup = cgroup
         self.ignore_paused = ignore_paused
         self.silent = False  # standard streams: /dev/null instead of the caller's
         self.notes: list[str] = []  # what run has to say in the end
+
+    @property
+    def passed_fds(self) -> range:
+        """The descriptors beyond the standard streams that the payload gets."""
+        return range(3, 3 + self.listen_fds + self.preserve_fds)
 
 
 class Setup:
@@ -85,14 +93,17 @@ class Setup:
         self.group_fd: int | None = None
         self.exec_group: Any = None  # exec: keeps that descriptor open
         self.filter: Any = None  # syscallfilter.compile_filter
+        self.agent = -1  # syscallfilter.connect_agent: the socket to the seccomp agent
         self.last_cap = 63  # highest capability of the kernel: capabilities.look
         self.setgroups_denied = False
         self.console: int = -1  # terminal: descriptor of the socket that gets the pty's master
         self.console_size: tuple[int, int] | None = None
+        self.pidfd_socket = -1  # outside.connect_pidfd_socket
         self.fifo = -1  # state.make_fifos: the child waits on it for `start`
         self.result = -1  # the child tells `start` of a failure on it
 
-        self.target_pidfd = -1  # exec: the container's process
+        self.target_pid = 0  # exec: the container's process
+        self.target_pidfd = -1
         self.join_flags = 0  # exec: CLONE_NEW* of the namespaces to join
 
         self.rootfd = -1  # mounts.bind_root: the container's root
@@ -110,7 +121,10 @@ class Setup:
         """The descriptors that the child needs; all others are the runtime's or its caller's."""
         assert self.channel is not None
         return [
-            *range(3 + self.launch.preserve_fds),
+            0,
+            1,
+            2,
+            *self.launch.passed_fds,
             self.channel.reader,
             self.channel.writer,
             self.fifo,
@@ -126,7 +140,10 @@ class Setup:
     def waiting_descriptors(self) -> list[int]:
         """Those that it still needs while it waits for `start`."""
         return [
-            *range(3 + self.launch.preserve_fds),
+            0,
+            1,
+            2,
+            *self.launch.passed_fds,
             self.waiting_on,
             self.report_to,
             self.labelfd,

@@ -281,6 +281,11 @@ class Seccomp(Record):
     listener_metadata: str | None = string()
     syscalls: tuple[SeccompRule, ...] = many(SeccompRule)
 
+    @property
+    def notifies(self) -> bool:
+        """Whether a rule hands system calls to a listener."""
+        return any(rule.action == "SCMP_ACT_NOTIFY" for rule in self.syscalls)
+
 
 class IntelRdt(Record):
     clos_id: str | None = string("closID")

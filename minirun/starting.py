@@ -7,7 +7,7 @@ import os
 import select
 import stat
 
-from minirun import state
+from minirun import notifysocket, state
 from minirun.channel import WORD, Channel
 from minirun.errors import MinirunError, StateError
 from minirun.kernel import process
@@ -37,8 +37,21 @@ def start(root: str, cid: str) -> None:
         setup = Setup(cid, spec, spec.process or Process(), container.saved.bundle, Launch())
         setup.pid, setup.pidfd = container.saved.pid, container.pidfd()
         try:
+            proxy = notifysocket.open_proxy(container)
             _release(container, setup)
-            poststart(setup)
+            try:
+                poststart(setup)
+            except MinirunError:
+                # spec: "stop the container, and continue the lifecycle at step 12", its removal.
+                from minirun import ending
+
+                ending.end(container)
+                ending.destroy(container)
+                raise
+            # The lock is for what changes the container: the service may take its time.
+            container.close()
+            if proxy is not None:
+                proxy.wait(setup.pid, setup.pidfd)
         finally:
             os.close(setup.pidfd)
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from minirun.kernel import seccomp
+import os
+
+from minirun import jsontext
+from minirun.errors import MinirunError, describe
+from minirun.kernel import process, seccomp
 from minirun.step import step
+from minirun.unixsocket import connect, send_fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from minirun.setup import Setup
 
 _CACHE = "/run/minirun/.seccomp"
@@ -35,6 +42,64 @@ def compile_filter(setup: Setup) -> None:
     setup.notes += setup.filter.notes
 
 
+def _notifies(setup: Setup) -> bool:
+    profile = setup.spec.linux.seccomp
+    return profile is not None and profile.notifies
+
+
+def _listener_path(setup: Setup) -> str:
+    profile = setup.spec.linux.seccomp
+    return (profile.listener_path if profile else None) or ""
+
+
+@step(
+    _notifies,
+    details=lambda setup: [_listener_path(setup)],
+    why="without an agent every system call that is handed to it would fail or wait for ever",
+)
+def connect_agent(setup: Setup) -> None:
+    """Connect to the agent that answers for system calls"""
+    path = _listener_path(setup)
+    try:
+        setup.agent = connect(path).detach()
+    except (OSError, MinirunError) as error:
+        raise MinirunError(
+            f"failed to connect with seccomp agent: {describe(error)}",
+            cause="linux.seccomp.listenerPath names the socket of a program that answers for the "
+            "container's system calls",
+            fix="start that program first",
+        ) from None
+
+
+def pass_listener(setup: Setup, pidfd: int, number: int, state: dict[str, Any], pid: int) -> None:
+    """Take the listener, descriptor `number` of a process of the container, and send it on.
+
+    With it goes the container process state: config-linux.md, "The Container Process State".
+    """
+    profile = setup.spec.linux.seccomp
+    assert profile is not None
+    message: dict[str, Any] = {
+        "ociVersion": setup.spec.oci_version,
+        "fds": ["seccompFd"],
+        "pid": pid,
+        "state": state,
+    }
+    if profile.listener_metadata:
+        message["metadata"] = profile.listener_metadata
+    listener = process.pidfd_getfd(pidfd, number)
+    try:
+        send_fd(setup.agent, listener, jsontext.dumps(message).encode())
+    except OSError as error:
+        raise MinirunError(
+            f"cannot send the listener to the seccomp agent: {describe(error)}"
+        ) from None
+    finally:
+        # Once the agent alone holds it, the calls fail with ENOSYS when the agent has ended.
+        os.close(listener)
+        os.close(setup.agent)
+        setup.agent = -1
+
+
 @step(
     lambda setup: _asked(setup) and not setup.process.no_new_privileges,
     details=_describe,
@@ -42,4 +107,22 @@ def compile_filter(setup: Setup) -> None:
 )
 def load_privileged(setup: Setup) -> None:
     """Load the system call filter, while it is still allowed"""
-    seccomp.prepare(setup.filter.program, setup.filter.flags)()
+    _load(setup)
+
+
+@step(
+    lambda setup: _notifies(setup) and setup.process.no_new_privileges,
+    details=_describe,
+    why="the agent must have the listener before anything can wait for its answer",
+)
+def load_notifying(setup: Setup) -> None:
+    """Load the system call filter, and hand its listener over"""
+    _load(setup)
+
+
+def _load(setup: Setup) -> None:
+    assert setup.channel is not None
+    listener = seccomp.prepare(setup.filter.program, setup.filter.flags)()
+    if setup.filter.notify:
+        setup.channel.hand_over(listener)
+        os.close(listener)

@@ -14,11 +14,10 @@ from minirun.kernel import mount as m
 from minirun.kernel.libc import AT_EMPTY_PATH
 from minirun.kernel.statfs import DEVPTS_SUPER_MAGIC, fstatfs_type
 from minirun.step import step
+from minirun.unixsocket import connect, send_fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from minirun.setup import Setup
 
 # include/uapi/asm-generic/ioctls.h
@@ -28,53 +27,9 @@ _TIOCGPTPEER = 0x5441
 _TIOCGPTN = 0x80045430
 _TIOCSWINSZ = 0x5414
 
-_SUN_PATH_MAX = 107
-
 
 def _wanted(setup: Setup) -> bool:
     return setup.process.terminal
-
-
-def connect(path: str) -> Any:
-    """Connect to a Unix stream socket by path; return the `_socket.socket`.
-
-    Raises MinirunError for a path that is too long for sun_path (unix(7)).
-    """
-    import _socket  # the C part of `socket` only: 1 ms instead of 12
-
-    if len(os.fsencode(path)) > _SUN_PATH_MAX:
-        raise MinirunError(f"socket path is longer than {_SUN_PATH_MAX} bytes: {path}")
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    try:
-        sock.connect(path)
-    except OSError as error:
-        raise libc.failure(error.errno or 0, f"connect({libc.quote(path)})") from None
-    return sock
-
-
-def send_fd(socket_fd: int, fd: int, payload: bytes) -> None:
-    """Send one descriptor with a payload over a connected Unix socket (SCM_RIGHTS, unix(7))."""
-    import _socket
-
-    sock = _socket.socket(fileno=os.dup(socket_fd))
-    try:
-        rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, "little"))
-        sock.sendmsg([payload], [rights])
-    finally:
-        sock.close()
-
-
-def receive_fd(sock: Any) -> int:
-    """Receive one descriptor, close-on-exec, from a connected Unix socket."""
-    import _socket
-
-    data, ancillary, _flags, _address = sock.recvmsg(
-        4096, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC
-    )
-    for level, kind, content in ancillary:
-        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
-            return int.from_bytes(content[:4], "little")
-    raise MinirunError(f"no terminal came over the console socket ({len(data)} bytes)")
 
 
 @step(

@@ -208,14 +208,6 @@ def unsupported(spec: Spec, _notes: Notes) -> None:
     for name, value in fields:
         if value not in (None, "", {}):
             raise unsupported_yet(f"linux.{name}")
-    seccomp = spec.linux.seccomp
-    if seccomp is None:
-        return
-    if seccomp.listener_path:
-        raise unsupported_yet("linux.seccomp.listenerPath")
-    for number, rule in enumerate(seccomp.syscalls):
-        if rule.action == "SCMP_ACT_NOTIFY":
-            raise unsupported_yet(f"linux.seccomp.syscalls[{number}].action")
 
 
 CHECKS: tuple[Check, ...] = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from minirun import container, jsontext, log
 from minirun.cli import write
 from minirun.cli.place import container_id, state_root
@@ -34,6 +36,7 @@ def launch_of(options: Options, bundle: str) -> Launch:
         no_pivot=options.no_pivot,
         no_new_keyring=options.no_new_keyring,
         preserve_fds=preserve_fds(options),
+        listen_fds=listen_fds(),
         detach=options.verb == "create" or options.detach,
     )
 
@@ -44,6 +47,15 @@ def preserve_fds(options: Options) -> int:
     if count < 0:
         raise MinirunError(f"invalid number of file descriptors to preserve: {count}")
     return count
+
+
+def listen_fds() -> int:
+    """Return how many sockets a service manager has given to this process (sd_listen_fds(3))."""
+    # Those of another process, whose environment we have, are not ours to pass on.
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return 0
+    count = os.environ.get("LISTEN_FDS", "")
+    return int(count) if count.isascii() and count.isdigit() and len(count) < 6 else 0
 
 
 @wrapped("create failed")

@@ -60,6 +60,7 @@ PR_NAMES = {name: value for name, value in list(globals().items()) if name.start
 _clone3 = syscall(435, c_void_p, c_size_t)
 _pidfd_send_signal = syscall(424, c_int, c_int, c_void_p, c_uint)
 _pidfd_open = syscall(434, c_int, c_uint)
+_pidfd_getfd = syscall(438, c_int, c_int, c_uint)
 _close_range = syscall(436, c_uint, c_uint, c_uint)
 _prctl = function("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _sethostname = function("sethostname", c_char_p, c_size_t)
@@ -126,6 +127,15 @@ def pidfd_send_signal(pidfd: int, signal: int) -> None:
         (pidfd, signal, None, 0),
         lambda: f"pidfd_send_signal({pidfd}, {signal}, NULL, 0)",
     )
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """Return a copy, close-on-exec, of another process's descriptor `number`.
+
+    Raises PermissionError without the right to trace that process. Source: pidfd_getfd(2),
+    Linux 5.6.
+    """
+    return call(_pidfd_getfd, (pidfd, number, 0), lambda: f"pidfd_getfd({pidfd}, {number}, 0)")
 
 
 def close_range(first: int, last: int = 0xFFFFFFFF, flags_: int = 0) -> None:

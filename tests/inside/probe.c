@@ -6,6 +6,7 @@
  *   probe breakout         leave a chroot, if one can; tell the root that is found then
  *   probe handle           open the root directory by a made-up file handle, as shocker did
  *   probe spy              watch for other processes until /spy.stop is there, tell what of them can be opened
+ *   probe notify TEXT...   send each TEXT to $NOTIFY_SOCKET, then stay
  *   probe try CALL...      make system calls by name; tell errno of each
  *
  * Static, so that it runs in any root file system.
@@ -27,6 +28,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/un.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -367,6 +369,17 @@ static void try(const char *name)
     number(name, result < 0 ? errno : 0);
 }
 
+static void notify(char **texts)
+{
+    struct sockaddr_un address = {AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+
+    strncpy(address.sun_path, getenv("NOTIFY_SOCKET"), sizeof address.sun_path - 1);
+    for (; *texts; texts++)
+        sendto(fd, *texts, strlen(*texts), 0, (struct sockaddr *)&address, sizeof address);
+    pause();
+}
+
 int main(int argc, char **argv, char **envp)
 {
     const char *verb = argc > 1 ? argv[1] : "report";
@@ -380,6 +393,8 @@ int main(int argc, char **argv, char **envp)
         breakout();
     else if (strcmp(verb, "handle") == 0)
         handle();
+    else if (strcmp(verb, "notify") == 0)
+        notify(argv + 2);
     else if (strcmp(verb, "spy") == 0)
         spy();
     else if (strcmp(verb, "try") == 0)

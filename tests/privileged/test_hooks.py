@@ -228,7 +228,9 @@ def test_start_container_that_fails_after_create(box: Box) -> None:
 
 
 def test_poststart_that_fails_ends_the_container(box: Box) -> None:
+    """runtime.md, "Lifecycle": it is removed, as by `delete`."""
     box.hook("poststart", "exit 3")
+    told = tell(box, "poststop", "echo gone")
     box.process["args"] = ["/bin/sleep", "60"]
     box.create()
     pid = box.pid
@@ -236,7 +238,8 @@ def test_poststart_that_fails_ends_the_container(box: Box) -> None:
     assert done.code == 1
     assert "poststart hook #0" in done.err
     until(lambda: not alive(pid))
-    box.delete("--force")
+    assert read(told) == "gone\n"
+    assert box.left() == []
 
 
 def test_poststop_that_fails_hinders_nothing(box: Box) -> None:

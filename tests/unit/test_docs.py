@@ -95,9 +95,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "process.scheduler": {"process": {"scheduler": {"policy": "SCHED_IDLE"}}},
     "process.ioPriority": {"process": {"ioPriority": {"class": "IOPRIO_CLASS_IDLE"}}},
     "process.execCPUAffinity": {"process": {"execCPUAffinity": {"initial": "0"}}},
-    "linux.seccomp.listenerPath": {
-        "linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/s"}}
-    },
 }
 
 

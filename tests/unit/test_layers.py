@@ -19,12 +19,13 @@ LAYERS = {
     "kernel": "kernel",
     "words": """errors record refuse spec jsontext units log step setup grammar options profiles
         precompiled precompile __version__""",
-    "helpers": "inroot procfs idmap channel state blockdev",
+    "helpers": "inroot procfs idmap channel state blockdev unixsocket",
     "facilities": """capabilities cgroups devicefilter devicerules devices enosys executable
         filtercache hooks hostname joining keyrings labels mountoptions mounts namespaces outside
         payload program rlimits seccomp sync syscallfilter sysctl terminal""",
     "recipe": "recipe child parent plan validate validate_namespaces validate_process",
-    "runtime": "changing container ending executing foreground making starting launcher watching",
+    "runtime": """changing container ending executing foreground making notifysocket starting
+        launcher watching""",
     "tools": "network rootfs",
     "engine": "engine",
     "cli": "cli __main__",

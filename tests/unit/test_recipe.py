@@ -21,9 +21,11 @@ PREPARE
     labels.check
     capabilities.look
     terminal.open_console_socket
+    outside.connect_pidfd_socket
     mounts.open_sources
     devices.open_nodes
     syscallfilter.compile_filter
+    syscallfilter.connect_agent
     cgroups.create
 OUTER
     namespaces.join
@@ -82,9 +84,11 @@ ENTER
     program.enter_cwd
     program.resolve
     payload.prepare
+    syscallfilter.load_notifying
     sync.tell_ready
 SETTLE
     rlimits.raise_hard
+    outside.send_pidfd
     outside.write_pid_file
 START
     sync.await_start
@@ -93,7 +97,9 @@ START
 EXEC_PREPARE
     capabilities.look
     terminal.open_console_socket
+    outside.connect_pidfd_socket
     syscallfilter.compile_filter
+    syscallfilter.connect_agent
 EXEC
     joining.join_all
     joining.open_root
@@ -112,11 +118,13 @@ EXEC
     program.enter_cwd
     program.resolve
     payload.prepare
+    syscallfilter.load_notifying
     sync.tell_ready
     payload.become
 EXEC_SETTLE
     rlimits.raise_hard
     rlimits.set_oom_score
+    outside.send_pidfd
     outside.write_pid_file
 """
 

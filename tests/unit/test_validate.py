@@ -150,11 +150,6 @@ BAD: list[tuple[str, Any, str]] = [
     ("linux.intelRdt", {"closID": "x"}, "linux.intelRdt: is not supported yet"),
     ("linux.personality", {"domain": "LINUX"}, "linux.personality: is not supported yet"),
     ("linux.memoryPolicy", {"mode": "MPOL_LOCAL"}, "linux.memoryPolicy: is not supported yet"),
-    (
-        "linux.seccomp",
-        {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"},
-        "linux.seccomp.listenerPath: is not supported yet",
-    ),
 ]
 
 

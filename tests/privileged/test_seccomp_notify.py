@@ -1,0 +1,243 @@
+"""SCMP_ACT_NOTIFY: the listener and the container's state come to an agent, which answers."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import select
+import socket
+import struct
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from runtime import good, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from runtime import Box
+
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.requires("root", "programs", "seccomp"),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of x86-64"),
+]
+
+# include/uapi/linux/seccomp.h
+NOTIF = struct.Struct("=QIIiIQ6Q")
+RESPONSE = struct.Struct("=QqiI")
+RECV, SEND = 0xC0502100, 0xC0182101
+CONTINUE = 1
+MKDIR = {83, 258}  # mkdir, mkdirat
+
+
+class Agent(threading.Thread):
+    """Answers: mkdir and mkdirat with an error, anything else goes on."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)
+        self.messages: list[dict[str, Any]] = []
+        self.asked: list[tuple[int, int]] = []  # process, number of the call
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(str(path))
+        self.listener.listen()
+        self.reader, self.stop = os.pipe()
+        self.fds: list[int] = []
+
+    def run(self) -> None:
+        while True:
+            watched = [self.listener.fileno(), self.reader, *self.fds]
+            for one in select.select(watched, [], [])[0]:
+                if one == self.listener.fileno():
+                    self._meet()
+                elif one == self.reader:
+                    return
+                else:
+                    self._answer(one)
+
+    def _meet(self) -> None:
+        with self.listener.accept()[0] as peer:
+            text, fds, _, _ = socket.recv_fds(peer, 1 << 16, 4)
+            while more := peer.recv(1 << 16):
+                text += more
+        self.fds += fds
+        self.messages.append({**json.loads(text), "descriptors": len(fds)})
+
+    def _answer(self, fd: int) -> None:
+        request = bytearray(NOTIF.size)
+        try:
+            fcntl.ioctl(fd, RECV, request)
+        except OSError:  # ENOENT: nobody is left who could ask
+            self.fds.remove(fd)
+            os.close(fd)
+            return
+        ident, pid, _, number, *_ = NOTIF.unpack(request)
+        self.asked.append((pid, number))
+        error, flags = (-errno.ENOMEDIUM, 0) if number in MKDIR else (0, CONTINUE)
+        try:
+            fcntl.ioctl(fd, SEND, bytearray(RESPONSE.pack(ident, 0, error, flags)))
+        except FileNotFoundError:
+            pass  # killed meanwhile
+
+    def end(self) -> None:
+        os.write(self.stop, b"x")
+        self.join(10)
+        for fd in (*self.fds, self.reader, self.stop):
+            os.close(fd)
+        self.listener.close()
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    made = Agent(tmp_path / "agent")
+    made.start()
+    yield made
+    made.end()
+
+
+def notify(box: Box, place: Path, *names: str, nnp: bool = True, **more: Any) -> None:
+    box.process["noNewPrivileges"] = nnp
+    box.linux["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "listenerPath": str(place / "agent"),
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": [{"names": list(names), "action": "SCMP_ACT_NOTIFY"}],
+        **more,
+    }
+
+
+either = pytest.mark.parametrize("nnp", [True, False])
+
+
+@either
+def test_the_agent_answers(box: Box, agent: Agent, tmp_path: Path, nnp: bool) -> None:
+    notify(box, tmp_path, "mkdir", "mkdirat", nnp=nnp, listenerMetadata="of the test")
+    box.config["annotations"] = {"colour": "red"}
+    box.process["args"] = ["/bin/sh", "-c", "mkdir /tmp/a; ls /tmp"]
+    done = good(box.run())
+    assert "No medium found" in done.err
+    assert done.out == ""
+    (message,) = agent.messages
+    assert message["descriptors"] == 1
+    assert message["fds"] == ["seccompFd"]
+    assert message["metadata"] == "of the test"
+    assert message["ociVersion"] == box.config["ociVersion"]
+    state = message["state"]
+    assert state["id"] == box.id
+    assert state["status"] == "creating"
+    assert state["pid"] == message["pid"] > 0
+    assert state["bundle"] == str(box.bundle)
+    assert state["annotations"] == {"colour": "red"}
+    assert {number for _, number in agent.asked} <= MKDIR
+
+
+@either
+def test_created_and_started_later(box: Box, agent: Agent, tmp_path: Path, nnp: bool) -> None:
+    notify(box, tmp_path, "mkdir", "mkdirat", nnp=nnp)
+    box.process["args"] = ["/bin/mkdir", "/tmp/a"]
+    box.create()
+    (message,) = agent.messages
+    assert message["pid"] == box.pid
+    assert "metadata" not in message
+    assert not agent.asked
+    box.start()
+    until(lambda: agent.asked)
+    assert agent.asked[0][0] == message["pid"]
+
+
+@either
+def test_exec_has_a_listener_of_its_own(box: Box, agent: Agent, tmp_path: Path, nnp: bool) -> None:
+    notify(box, tmp_path, "mkdir", "mkdirat", nnp=nnp)
+    pid = box.up()
+    done = box.exec("/bin/mkdir", "/tmp/b")
+    assert done.code == 1, done
+    assert "No medium found" in done.err
+    first, second = agent.messages
+    assert first["state"]["status"] == "creating"
+    assert second["state"]["status"] == "running"
+    assert second["state"]["pid"] == pid
+
+
+@either
+def test_calls_that_the_runtime_makes_too(
+    box: Box, agent: Agent, tmp_path: Path, nnp: bool
+) -> None:
+    """What is asked after the filter is loaded is answered as well; a hang would be ours."""
+    notify(box, tmp_path, "execve", "openat", "open", "read", "close", "execveat", nnp=nnp)
+    box.process["args"] = ["/bin/true"]
+    good(box.run())
+    assert agent.asked
+
+
+@either
+def test_a_hook_inside_is_under_the_filter(
+    box: Box, agent: Agent, tmp_path: Path, nnp: bool
+) -> None:
+    """runc's own test: such a hook has three descriptors and that of its directory."""
+    notify(box, tmp_path, "mkdir", "mkdirat", nnp=nnp)
+    box.process["args"] = ["/bin/true"]
+    box.hook("startContainer", "exec 2>&1; [ $(ls /proc/self/fd | wc -l) = 4 ] && ! mkdir /tmp/h")
+    good(box.run())
+    assert len(agent.messages) == 1
+    assert agent.asked
+
+
+@either
+def test_without_an_agent_calls_fail(box: Box, agent: Agent, tmp_path: Path, nnp: bool) -> None:
+    """Nobody but the agent holds the listener: with its end the calls fail instead of waiting."""
+    notify(box, tmp_path, "mkdir", "mkdirat", nnp=nnp)
+    box.process["args"] = ["/bin/sh", "-c", "read x; mkdir /tmp/a"]
+    reader, writer = os.pipe()
+    box.create(stdin=reader, stderr=(err := os.memfd_create("err")))
+    box.start()
+    agent.end()
+    agent.end = lambda: None  # type: ignore[method-assign]
+    os.write(writer, b"\n")
+    until(lambda: b"implemented" in os.pread(err, 4096, 0))
+    for fd in (reader, writer, err):
+        os.close(fd)
+
+
+def test_nobody_listens(box: Box, tmp_path: Path) -> None:
+    notify(box, tmp_path, "mkdir")
+    assert "failed to connect with seccomp agent" in box.refused()
+
+
+def test_a_path_without_a_rule_is_not_looked_at(box: Box, tmp_path: Path) -> None:
+    notify(box, tmp_path, "mkdir")
+    box.linux["seccomp"]["syscalls"] = []
+    box.process["args"] = ["/bin/true"]
+    good(box.run())
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"listenerPath": ""}, "SCMP_ACT_NOTIFY needs listenerPath"),
+        ({"defaultAction": "SCMP_ACT_NOTIFY"}, "cannot be the default action"),
+        (
+            {"syscalls": [{"names": ["write"], "action": "SCMP_ACT_NOTIFY"}]},
+            "SCMP_ACT_NOTIFY cannot be used for the write syscall",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(
+    box: Box, tmp_path: Path, change: dict[str, Any], word: str
+) -> None:
+    notify(box, tmp_path, "mkdir")
+    box.linux["seccomp"].update(change)
+    assert word in box.refused()
+
+
+@pytest.mark.parametrize("nnp", [True, False])
+@pytest.mark.parametrize("flag", ["TSYNC", "LOG", "SPEC_ALLOW", "WAIT_KILLABLE_RECV"])
+def test_flags(box: Box, agent: Agent, tmp_path: Path, flag: str, nnp: bool) -> None:
+    notify(box, tmp_path, "mkdir", "mkdirat", nnp=nnp, flags=[f"SECCOMP_FILTER_FLAG_{flag}"])
+    box.process["args"] = ["/bin/sh", "-c", "! mkdir /tmp/a"]
+    good(box.run())
+    assert agent.asked
