@@ -57,16 +57,23 @@ def _ignore_unraisable(_what: Any) -> None:
 
 
 def run_outer(setup: Setup, channel: Channel) -> NoReturn:
-    """Be the outer process: make the namespaces and the inner process in them, then end."""
+    """Be the outer process: make the namespaces and the inner process in them, then end.
+
+    Where one process can be both (`Setup.direct`), be the inner one then.
+    """
     setup.channel = channel
     setup.events = None if setup.events is None else []
     setup.tell = None  # the log is the parent's
     try:
         protect(setup)
         lock_down(setup)
+        if setup.direct:
+            follow("inner", recipe.OUTER, setup)
+            run_inner(setup, recipe.INNER, recipe.ENTER, recipe.START)
         follow("outer", recipe.OUTER, setup)
         pid, _pidfd = process.clone3(process.CLONE_PARENT)
         if pid == 0:
+            setup.events = None if setup.events is None else []
             run_inner(setup, recipe.INNER, recipe.ENTER, recipe.START)
         channel.send("init", {"pid": pid})
         sync.send_events(setup)
@@ -78,7 +85,6 @@ def run_outer(setup: Setup, channel: Channel) -> NoReturn:
 def run_inner(setup: Setup, *stages: Any) -> NoReturn:
     """Be the inner process: follow the stages, then become the payload."""
     try:
-        setup.events = None if setup.events is None else []
         for stage in stages:
             follow("inner", stage, setup)
     except BaseException as error:  # noqa: BLE001 - see run_outer

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _SIGKILL = 9
 _PATIENCE = 10_000  # milliseconds for a killed process to be gone
+_MOMENT = 2.0  # seconds for a process to find that its create was killed
 
 
 def group_of(container: Container) -> Group | None:
@@ -163,7 +164,11 @@ def _remove_broken(container: Container) -> None:
 
 
 def _remove_leftover(container: Container) -> None:
-    """Remove the empty cgroup that a killed create had made but not recorded."""
+    """Remove the empty cgroup that a killed create had made but not recorded.
+
+    Its process may be there for a moment more: it ends when it finds its channel closed. Another's
+    process, in a cgroup of the same name, stays, and so does the cgroup.
+    """
     tree = hierarchy()
     if not tree.usable:
         return
@@ -174,5 +179,5 @@ def _remove_leftover(container: Container) -> None:
     group = open_group(tree, location(path, container.id))
     if group is not None:
         with group:
-            if not group.populated():
+            if group.await_empty(_MOMENT):
                 group.remove()

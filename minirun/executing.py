@@ -6,7 +6,7 @@ from minirun import foreground, joining, parent, recipe, state
 from minirun.cgroups.group import open_subgroup
 from minirun.ending import group_of
 from minirun.errors import ConfigError, StateError
-from minirun.making import absolute, attend, check_streams, console_of, tell_steps
+from minirun.making import absolute, check_streams, tell_steps
 from minirun.setup import Launch, Setup
 from minirun.spec import Process
 from minirun.step import follow
@@ -22,7 +22,7 @@ def exec_process(root: str, cid: str, process: Process, launch: Launch) -> int:
     absolute(launch)
     with state.load(root, cid, lock=True) as container:
         setup = _prepare(container, process, launch)
-        console = console_of(setup)
+        console = foreground.console_of(setup)
         parent.join(setup)
         # The process can be stopped from inside from here on: the lock must not depend on it.
         container.close()
@@ -30,7 +30,7 @@ def exec_process(root: str, cid: str, process: Process, launch: Launch) -> int:
             parent.release(setup)
             if launch.detach:
                 return 0
-            return attend(setup, console, caught)
+            return foreground.attend(setup, console, caught)
 
 
 def _prepare(container: Container, process: Process, launch: Launch) -> Setup:

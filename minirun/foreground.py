@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from minirun.notifysocket import Proxy
+    from minirun.setup import Setup
+
     Modes = list[Any]
 
 _SIGHUP, _SIGINT, _SIGKILL, _SIGCHLD, _SIGURG, _SIGWINCH = 1, 2, 9, 17, 23, 28
@@ -219,3 +222,38 @@ def _write_all(fd: int, data: bytes) -> None:
             select.select([], [fd], [])
         except BrokenPipeError:
             return  # nobody reads; the process is waited for all the same
+
+
+def console_of(setup: Setup) -> Any:
+    """For a foreground terminal: keep one end of a socket, give the child the other.
+
+    Return ours, or None where no terminal is asked for or somebody else is sent it.
+    """
+    if not setup.process.terminal or setup.launch.console_socket is not None:
+        return None
+    import _socket
+
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    setup.console = theirs.detach()
+    setup.console_size = size_of(0) or size_of(1)
+    return ours
+
+
+def attend(setup: Setup, console: Any, caught: Signals, proxy: Proxy | None = None) -> int:
+    """Stay with the process of run or exec until it ends; return its exit status."""
+    process.prctl(process.PR_SET_CHILD_SUBREAPER, 1)
+    if console is None:
+        return _watch(Watch(setup.pid, setup.pidfd, -1, caught), proxy)
+    from minirun.unixsocket import receive_fd
+
+    master = receive_fd(console)
+    console.close()
+    with Terminal(0):
+        return _watch(Watch(setup.pid, setup.pidfd, master, caught), proxy)
+
+
+def _watch(watch: Watch, proxy: Proxy | None) -> int:
+    if proxy is not None:
+        # The manager's process is this one: it stays as long as the service.
+        watch.listen(proxy.fileno(), lambda: proxy.take(os.getpid()))
+    return watch.run()

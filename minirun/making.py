@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 
-from minirun import ending, foreground, jsontext, log, notifysocket, parent, state
+from minirun import jsontext, log, notifysocket, parent, state
 from minirun.container import owner_of
 from minirun.errors import ConfigError, MinirunError
-from minirun.kernel import process
 from minirun.launcher import require_sealed
 from minirun.setup import Launch, Setup
 from minirun.spec import Spec
-from minirun.starting import poststart
 from minirun.validate import validate
 
 TYPE_CHECKING = False
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from minirun.foreground import Watch
-    from minirun.notifysocket import Proxy
     from minirun.spec import Process
     from minirun.state import Container
 
@@ -167,117 +163,36 @@ def run(
     launch.detach = detach
     container, setup = _begin(root, cid, launch, events=explain is not None)
     with container:
-        master = console_of(setup)
+        console = None
+        if setup.process.terminal:
+            from minirun.foreground import console_of
+
+            console = console_of(setup)
         try:
             proxy = notifysocket.open_proxy(container)
-            parent.create(setup)
+            parent.create(setup, meanwhile=_load_running)
         except BaseException:
             if explain is not None:
-                explain(_events(setup))  # what was done until it failed
+                explain(events_of(setup))  # what was done until it failed
             raise
-        try:
-            with foreground.Signals() as caught:
-                parent.release(setup)
-                poststart(setup)
-                _unlock(container)
-                if explain is not None:
-                    explain(_events(setup))
-                launch.notes = setup.notes
-                if detach:
-                    if proxy is not None:
-                        proxy.wait(setup.pid, setup.pidfd)
-                    return 0
-                status = attend(setup, master, caught, proxy)
-        except BaseException:
-            _destroy(container, setup)
-            raise
-        launch.notes += oom_notes(setup, status)
-        if not keep:
-            ending.finish(container, setup)
-    return status
+        from minirun import running
+
+        return running.run(container, setup, console, proxy, keep=keep, explain=explain)
 
 
-def console_of(setup: Setup) -> Any:
-    """For a foreground terminal: keep one end of a socket, give the child the other."""
-    if not setup.process.terminal or setup.launch.console_socket is not None:
-        return None
-    import _socket
-
-    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    setup.console = theirs.detach()
-    setup.console_size = foreground.size_of(0) or foreground.size_of(1)
-    return ours
+def _load_running() -> None:
+    """Load what comes after, while the container's process is made on another processor."""
+    import minirun.running  # noqa: F401
 
 
-def attend(
-    setup: Setup, console: Any, caught: foreground.Signals, proxy: Proxy | None = None
-) -> int:
-    """Stay with the payload until it ends; return its exit status."""
-    process.prctl(process.PR_SET_CHILD_SUBREAPER, 1)
-    if console is None:
-        return _watch(foreground.Watch(setup.pid, setup.pidfd, -1, caught), proxy)
-    from minirun.unixsocket import receive_fd
-
-    master = receive_fd(console)
-    console.close()
-    with foreground.Terminal(0):
-        return _watch(foreground.Watch(setup.pid, setup.pidfd, master, caught), proxy)
-
-
-def _watch(watch: Watch, proxy: Proxy | None) -> int:
-    if proxy is not None:
-        # The manager's process is this one: it stays as long as the service.
-        watch.listen(proxy.fileno(), lambda: proxy.take(os.getpid()))
-    return watch.run()
-
-
-def _unlock(container: Container) -> None:
-    os.close(container.lockfd)
-    container.lockfd = -1
-
-
-def _destroy(container: Container, setup: Setup) -> None:
-    """End a container that could not be started."""
-    if setup.pidfd >= 0:
-        try:
-            process.pidfd_send_signal(setup.pidfd, 9)
-        except ProcessLookupError:
-            pass
-        try:
-            os.waitpid(setup.pid, 0)
-        except ChildProcessError:
-            pass
-    if container.lockfd < 0:
-        container.lock()
-    ending.destroy(container)
-
-
-def _events(setup: Setup) -> list[dict[str, Any]]:
+def events_of(setup: Setup) -> list[dict[str, Any]]:
     """Put the events of the processes in the order of the recipe's stages."""
-    from minirun.recipe import CREATE
+    from minirun.recipe import stages_of
     from minirun.step import name_of
 
-    order = [(stage, name_of(function)) for stage, steps in CREATE for function in steps]
+    order = [(stage, name_of(step)) for stage, steps in stages_of(setup) for step in steps]
     ours = [event.encode() for event in setup.events or []]
     return sorted(
         [*ours, *setup.remote_events],
         key=lambda event: order.index((event["stage"], event["step"])),
     )
-
-
-def oom_notes(setup: Setup, status: int) -> list[str]:
-    """Say what the exit status hides: that the kernel killed for want of memory."""
-    if setup.group is None:
-        return []
-    events = dict(
-        line.split() for line in (setup.group.get("memory.events") or "").splitlines() if line
-    )
-    if int(events.get("oom_kill", "0")) == 0:
-        return []
-    limit = (setup.group.get("memory.max") or "max").strip()
-    shown = f"{int(limit) / (1 << 20):g} MiB" if limit.isdigit() else "no limit of its own"
-    end = f"exit status {status}" if status != 137 else "exit status 137 is signal 9, KILL"
-    return [
-        f"container {setup.cid} was OOM-killed: it reached its memory limit of {shown} "
-        f"({events['oom_kill']} process{'es' if events['oom_kill'] != '1' else ''} killed; {end})"
-    ]

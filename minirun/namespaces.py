@@ -44,10 +44,30 @@ def _joined(setup: Setup) -> list[str]:
 
 
 def _made(setup: Setup) -> int:
+    """What unshare(2) makes, CLONE_NEW*."""
     bits = 0
     for kind in setup.new_namespaces - {"user", "cgroup"}:
         bits |= FLAGS[kind]
-    return bits
+    return bits & ~of_birth(setup)
+
+
+def of_birth(setup: Setup) -> int:
+    """Return the namespaces (CLONE_NEW*) that a first process is born in, if it makes the rest."""
+    if not setup.direct:
+        return 0
+    return FLAGS["pid"] | (FLAGS["user"] if setup.new_user_namespace else 0)
+
+
+def _birth(setup: Setup) -> str:
+    return f"clone3({{flags={libc.flags(of_birth(setup), unshare.CLONE_NAMES)}}})"
+
+
+@step(of_birth, details=lambda setup: [_birth(setup)], shell=lambda _setup: [])
+def begin(setup: Setup) -> None:
+    """Be born as the first process of the pid namespace"""
+    if os.getpid() != 1:
+        raise ValueError(f"process {os.getpid()} is not the first of its pid namespace")
+    libc.trace(lambda: _birth(setup))
 
 
 @step(_joined, details=_joined)
@@ -126,9 +146,10 @@ def _user_options(setup: Setup) -> list[str]:
     why="its owner may do to the others what root may",
 )
 def unshare_user(setup: Setup) -> None:
-    """Make the user namespace, wait for its id maps, become its root"""
+    """Enter the user namespace, wait for its id maps, become its root"""
     # kernel: before the other namespaces, so that it owns them.
-    unshare.unshare(unshare.CLONE_NEWUSER)
+    if not setup.direct:
+        unshare.unshare(unshare.CLONE_NEWUSER)
     assert setup.channel is not None
     setup.channel.send("unshared")
     setup.channel.expect("go")

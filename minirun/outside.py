@@ -27,7 +27,7 @@ def _maps(setup: Setup) -> list[str]:
 def write_id_maps(setup: Setup) -> None:
     """Write the id maps of the new user namespace"""
     linux = setup.spec.linux
-    idmap.write_maps(setup.outer_pid, linux.uid_mappings, linux.gid_mappings)
+    idmap.write_maps(setup.outer_pid or setup.pid, linux.uid_mappings, linux.gid_mappings)
 
 
 @step(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from minirun import channel, child, hooks, recipe, syscallfilter
+from minirun import channel, child, hooks, namespaces, recipe, syscallfilter
 from minirun.channel import Channel, ChannelClosed
 from minirun.errors import MinirunError, describe
 from minirun.kernel import process
@@ -20,15 +20,18 @@ if TYPE_CHECKING:
 _SIGKILL = 9
 
 
-def create(setup: Setup) -> None:
+def create(setup: Setup, meanwhile: Callable[[], None] | None = None) -> None:
     """Bring the container to the state `created`: its process waits for start.
 
+    `meanwhile` is called while the container's process is at work and there is time.
     What was made is undone if anything fails; the error is the child's where it told one.
     """
     try:
         follow("parent", recipe.PREPARE, setup)
-        _spawn(setup, child.run_outer)
+        _spawn(setup, child.run_outer, namespaces.of_birth(setup))
         follow("parent", recipe.BESIDE, setup)
+        if meanwhile:
+            meanwhile()
         _answer(
             setup,
             {
@@ -76,17 +79,21 @@ def release(setup: Setup) -> None:
     setup.channel.close()
 
 
-def _spawn(setup: Setup, run: Callable[[Setup, Channel], NoReturn]) -> None:
+def _spawn(setup: Setup, run: Callable[[Setup, Channel], NoReturn], birth: int = 0) -> None:
+    """Make the process that does the rest, in the namespaces `birth` (CLONE_NEW*)."""
     ours, theirs = channel.pair()
     # kernel: born in the cgroup, so that no moment of it counts elsewhere, and no migration (which
     # waits for an RCU grace period) is needed.
-    pid, pidfd = process.clone3(0, cgroup=setup.group_fd)
+    pid, pidfd = process.clone3(birth, cgroup=setup.group_fd)
     if pid == 0:
         run(setup, theirs)
     theirs.close()
     setup.channel = ours
-    setup.outer_pid = pid
-    os.close(pidfd)
+    if birth:
+        setup.pid, setup.pidfd = pid, pidfd
+    else:
+        setup.outer_pid = pid
+        os.close(pidfd)
 
 
 def _answer(setup: Setup, answers: dict[str, Any]) -> None:
@@ -141,7 +148,14 @@ def _entered(setup: Setup) -> int:
 def _follow_and_go(setup: Setup, steps: Any) -> None:
     assert setup.channel is not None
     follow("parent", steps, setup)
-    setup.channel.send("go")
+    try:
+        setup.channel.send("go")
+    except ChannelClosed:
+        # It went on meanwhile, and failed: what it told is still to be read.
+        while True:
+            message = setup.channel.receive()
+            if message["tag"] == "events":
+                _keep_events(setup, message)
 
 
 def _adopt(setup: Setup, pid: int) -> None:

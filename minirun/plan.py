@@ -27,7 +27,7 @@ _SHOWN = 40  # details of one step before the text form cuts
 def steps_of(setup: Setup) -> list[dict[str, Any]]:
     """List the steps that will be taken, in the order of time, as JSON objects."""
     found = []
-    for stage, steps in recipe.CREATE:
+    for stage, steps in recipe.stages_of(setup):
         for function in steps:
             if wanted(function, setup):
                 details = getattr(function, "details", None)

@@ -15,7 +15,7 @@ from minirun import precompiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from types import CodeType
     from typing import Any
 
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 # What engine verbs load; reading the file is paid for by its size.
 DIRECTORIES = (".", "cgroups", "cli", "kernel")
+
+# What `run` loads one after the other; what they import at once comes with them.
+FIRST = tuple(
+    f"minirun.{name}"
+    for name in ("launcher", "cli", "cli.lifecycle", "making", "running", "cgroups.limits")
+)
 
 
 def main() -> None:
@@ -37,20 +43,61 @@ def main() -> None:
 
 def archive(package: str) -> bytes:
     """Return the file's content for the sources below the directory `package`."""
-    index: dict[str, Entry] = {}
-    codes = bytearray()
     names = dict(modules(package))
+    sources: dict[str, bytes] = {}
     for name, relative in names.items():
         with open(f"{package}/{relative}", "rb") as file:
-            source, status = file.read(), os.fstat(file.fileno())
-        code = marshal.dumps(compiled(source, f"{package}/{relative}"))
-        where = (len(codes), len(codes) + len(code))
+            sources[name] = file.read()
+    needed = {
+        name: tuple(one for one in imported(source) if one in names)
+        for name, source in sources.items()
+    }
+    codes = {
+        name: marshal.dumps(compiled(sources[name], f"{package}/{names[name]}"))
+        for name in in_order(needed)
+    }
+    boot = codes[precompiled.__name__]
+    head = _index(package, names, needed, codes, 0)
+    # Marshalled integers have one size up to 2**31: the second index is as long as the first.
+    head = _index(package, names, needed, codes, precompiled.SIZES + len(boot) + len(head))
+    sizes = len(boot).to_bytes(4, "little") + len(head).to_bytes(4, "little")
+    return b"".join((precompiled.MAGIC, sizes, boot, head, *codes.values()))
+
+
+def _index(
+    package: str,
+    names: Mapping[str, str],
+    needed: Mapping[str, tuple[str, ...]],
+    codes: Mapping[str, bytes],
+    start: int,
+) -> bytes:
+    index: dict[str, Entry] = {}
+    for name, code in codes.items():
+        relative = names[name]
+        status = os.stat(f"{package}/{relative}")
+        end = start + len(code)
         is_package = relative.endswith("__init__.py")
-        needed = tuple(one for one in imported(source) if one in names)
-        index[name] = (is_package, relative, status.st_mtime_ns, status.st_size, *where, needed)
-        codes += code
-    head = marshal.dumps(index)
-    return b"".join((precompiled.MAGIC, len(head).to_bytes(4, "little"), head, codes))
+        found = (status.st_mtime_ns, status.st_size, start, end, needed[name])
+        index[name] = (is_package, relative, *found)
+        start = end
+    return marshal.dumps(index)
+
+
+def in_order(needed: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Put modules in the order in which `run` runs their code, and those that it does not last."""
+    order: dict[str, None] = {}
+
+    def take(name: str, above: tuple[str, ...]) -> None:
+        for other in needed.get(name, ()):
+            if other not in order and other not in above:
+                take(other, (*above, name))
+        if name in needed:
+            order[name] = None
+
+    for name in (*FIRST, *sorted(needed)):
+        if name not in order:
+            take(name, ())
+    return list(order)
 
 
 def modules(package: str) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,12 @@ An engine verb is short: finding, reading and checking 80 .pyc files, and what t
 alone, is a fifth of its time. The file lies beside the .pyc files, is trusted as they are, and is
 valid as they are: for this interpreter, and module by module while the source has the time and size
 that it had. What is not in it is imported as usual.
+
+    MAGIC       8 bytes of ours, 4 of this interpreter's .pyc files: marshal's format changes
+    sizes       of the two parts that follow, 4 bytes each
+    boot        this module: the installed command begins with it, before any module is looked for
+    index       see `Finder`
+    codes       in the order in which `run` loads them
 """
 
 from __future__ import annotations
@@ -20,12 +26,15 @@ if TYPE_CHECKING:
 
     Entry = tuple[bool, str, int, int, int, int, tuple[str, ...]]
 
-# What this interpreter writes at the head of its .pyc files: marshal's format changes with it.
+# What this interpreter writes at the head of its .pyc files.
 _external = sys.modules["_frozen_importlib_external"]
 _bootstrap = sys.modules["_frozen_importlib"]
 MAGIC = b"minirun\n" + _external.MAGIC_NUMBER
+SIZES = len(MAGIC) + 8
 
 PACKAGE = os.path.dirname(__file__)
+
+_WINDOW = 1 << 16  # read at once: small enough for malloc(3) to use the same memory again
 
 
 def path() -> str:
@@ -35,19 +44,35 @@ def path() -> str:
 
 def use() -> None:
     """Have the modules that were not imported yet come from the file, if there is one."""
-    try:
-        fd = os.open(path(), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    if not any(isinstance(one, Finder) for one in sys.meta_path):
+        finder = Finder.of(path())
+        if finder is not None:
+            sys.meta_path.insert(0, finder)
+
+
+def begin(module: ModuleType) -> None:
+    """Start from the file: `module` is this one, made by the installed command of the file's boot.
+
+    It becomes what an import would have made of it.
+    """
+    finder = Finder.of(path())
+    if finder is None:
         return
-    try:
-        data = os.read(fd, os.fstat(fd).st_size)
-    finally:
-        os.close(fd)
-    start = len(MAGIC) + 4
-    if data.startswith(MAGIC) and len(data) > start:
-        size = int.from_bytes(data[start - 4 : start], "little")
-        index = marshal.loads(data[start : start + size])  # noqa: S302 - ours, as .pyc are
-        sys.meta_path.insert(0, Finder(index, memoryview(data)[start + size :]))
+    spec = finder.find_spec(__name__)
+    if spec is None:
+        return
+    sys.meta_path.insert(0, finder)
+    package, _, name = __name__.partition(".")
+    _describe(module, spec)
+    sys.modules[__name__] = module
+    setattr(__import__(package), name, module)
+
+
+def _describe(module: ModuleType, spec: ModuleSpec) -> None:
+    module.__spec__, module.__loader__, module.__package__ = spec, spec.loader, spec.parent
+    module.__file__ = spec.origin
+    if spec.submodule_search_locations is not None:
+        module.__path__ = spec.submodule_search_locations
 
 
 class Finder:
@@ -57,9 +82,52 @@ class Finder:
     and size, where its code begins and ends, and which others of the index it imports at once.
     """
 
-    def __init__(self, index: Mapping[str, Entry], data: memoryview) -> None:
+    def __init__(self, path: str, identity: tuple[int, int], index: Mapping[str, Entry]) -> None:
+        self.path = path
+        self.identity = identity
         self.index = index
-        self.data = data
+        self.window = b""
+        self.offset = 0
+
+    @classmethod
+    def of(cls, path: str) -> Finder | None:
+        """Open a file; None if it is not there, or not for this interpreter."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            status = os.fstat(fd)
+            data = os.read(fd, _WINDOW)
+            if not data.startswith(MAGIC) or len(data) < SIZES:
+                return None
+            boot = int.from_bytes(data[-8 + SIZES : -4 + SIZES], "little")
+            size = int.from_bytes(data[-4 + SIZES : SIZES], "little")
+            start = SIZES + boot
+            index = data[start : start + size] if start + size <= len(data) else b""
+            index = index or os.pread(fd, size, start)
+        finally:
+            os.close(fd)
+        identity = (status.st_ino, status.st_mtime_ns)
+        return cls(path, identity, marshal.loads(index))  # noqa: S302 - ours, as .pyc are
+
+    def code(self, start: int, end: int) -> bytes:
+        """Read a part of the file. Raises ImportError if it is not the one that the index is of.
+
+        No descriptor stays open: one of the numbers that --preserve-fds means would be taken.
+        """
+        if not self.offset <= start <= end <= self.offset + len(self.window):
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                status = os.fstat(fd)
+                if (status.st_ino, status.st_mtime_ns) != self.identity:
+                    raise ImportError(f"{self.path} was replaced meanwhile")
+                self.window = b""  # given back first, to be used again
+                self.window = os.pread(fd, max(_WINDOW, end - start), start)
+                self.offset = start
+            finally:
+                os.close(fd)
+        return self.window[start - self.offset : end - self.offset]
 
     def find_spec(
         self, name: str, _path: object = None, _target: object = None
@@ -92,7 +160,7 @@ class Finder:
         for name in imports:
             if name not in sys.modules:
                 self._load(name)
-        exec(marshal.loads(self.data[start:end]), module.__dict__)  # noqa: S302
+        exec(marshal.loads(self.code(start, end)), module.__dict__)  # noqa: S302
 
     def _load(self, name: str) -> None:
         """Import a module as the import system does, which takes 0.03 ms more for each.
@@ -103,10 +171,7 @@ class Finder:
         if spec is None:
             return
         module = type(sys)(name)
-        module.__spec__, module.__loader__, module.__package__ = spec, spec.loader, spec.parent
-        module.__file__ = spec.origin
-        if spec.submodule_search_locations is not None:
-            module.__path__ = spec.submodule_search_locations
+        _describe(module, spec)
         sys.modules[name] = module
         try:
             self.exec_module(module)

@@ -1,7 +1,7 @@
 """The order of everything, once: what each process does to make a container, step by step.
 
     parent   PREPARE   outside, before any process of the container exists
-    outer    OUTER     a process that makes and joins namespaces
+    outer    OUTER     a process that makes and joins namespaces: the inner one where it can
     parent   BESIDE    at the same time: what needs the container's cgroup only
     parent   MAP TIME  answer it: id maps, clock offsets
     inner    INNER     the container's first process, the host's files still there
@@ -42,6 +42,15 @@ from minirun import (
 )
 from minirun.cgroups import steps as cgroups
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from minirun.setup import Setup
+
+    Steps = tuple[Any, ...]
+
 PREPARE = (
     namespaces.open_paths,
     labels.check,
@@ -56,6 +65,7 @@ PREPARE = (
 )
 
 OUTER = (
+    namespaces.begin,
     namespaces.join,
     namespaces.unshare_user,  # kernel: before the namespaces that it shall own
     namespaces.unshare_others,
@@ -71,8 +81,8 @@ TIME = (outside.write_time_offsets,)
 INNER = (
     terminal.silence,
     terminal.new_session,
-    sync.await_adoption,
-    namespaces.unshare_cgroup,  # kernel: its root is the group that the process is in
+    sync.tell_joined,
+    namespaces.unshare_cgroup,  # kernel: its root is the group that the process is in, from birth
     keyrings.join_new,
     procfs.open_private,  # before a mount of the container could cover /proc
     mounts.stop_propagation,  # kernel: before the first mount, or the host sees it
@@ -80,6 +90,7 @@ INNER = (
     mounts.mount_all,
     devices.create,  # spec: after the mounts, for /dev is one of them
     namespaces.raise_loopback,
+    sync.await_adoption,  # before a program of the container, or of a hook, has run
     sync.await_hooks,  # spec: prestart, createRuntime, then createContainer, then pivot_root
     hooks.create_container,
 )
@@ -189,3 +200,9 @@ CREATE = (
     ("parent", SETTLE),
     ("inner", START),
 )
+
+
+def stages_of(setup: Setup) -> Iterator[tuple[str, Steps]]:
+    """Give CREATE as the processes of this container follow it: outer and inner may be one."""
+    for stage, steps in CREATE:
+        yield ("inner" if stage == "outer" and setup.direct else stage), steps

@@ -82,7 +82,7 @@ class Setup:
         self.channel: Channel | None = None  # parent: to the child; child: to the parent
         self.pid = 0  # parent: the container's process
         self.pidfd = -1
-        self.outer_pid = 0  # parent: the process that joins and unshares
+        self.outer_pid = 0  # parent: the process that joins and unshares, if it is another
         self.container: Container | None = None  # parent: the state directory
 
         self.namespaces: dict[str, int] = {}  # namespaces.open_paths: type → descriptor to join
@@ -171,6 +171,20 @@ class Setup:
     def new_user_namespace(self) -> bool:
         """Whether the container gets a user namespace of its own."""
         return "user" in self.new_namespaces
+
+    @property
+    def direct(self) -> bool:
+        """Whether one process makes the namespaces and is the container's first.
+
+        It is born in the pid namespace, and in the user namespace that owns it. Another has to go
+        before it where it must be born in what is joined, or in a time namespace (of which clone3
+        knows since Linux 5.19 only, and whose offsets are written before a process is in it).
+        """
+        new = self.new_namespaces
+        joined = {entry.type for entry in self.spec.linux.namespaces if entry.path}
+        if "pid" not in new or "time" in new:
+            return False
+        return not joined if "user" in new else "user" not in joined
 
     def needs_private(self, kind: str) -> bool:
         """Whether the container has a namespace of this type that is not the host's by omission."""

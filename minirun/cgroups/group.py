@@ -237,6 +237,10 @@ class Group:
             return False
         return True
 
+    def await_empty(self, timeout: float) -> bool:
+        """Wait until no live process is in the group or below; False after `timeout` seconds."""
+        return self._wait(lambda text: not _flag(text, "populated"), timeout)
+
     def _wait(self, done: Callable[[str], bool], timeout: float) -> bool:
         """Wait until `done` holds for the text of cgroup.events; False after `timeout` seconds.
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -276,6 +277,7 @@ def test_a_pid_that_is_anothers_now(box: Box) -> None:
     box.process["args"] = ["/bin/true"]
     good(box.run("--keep"))
     state = box.root / box.id / "state.json"
+    time.sleep(0.02)  # start times are told in hundredths of a second
     with subprocess.Popen(["sleep", "60"]) as stranger:
         try:
             content = json.loads(read(state))

@@ -86,6 +86,56 @@ def test_modules_look_as_if_imported_from_their_sources(copy: Path) -> None:
     assert fast == usual
 
 
+def test_the_command_begins_with_the_file(copy: Path) -> None:
+    """As scripts/install writes it: even the first modules come from the file."""
+    script = (SOURCE.parent / "scripts/install").read_text()
+    start = script.index("try:\n    with open(")
+    boot = script[start : script.index("\nLAUNCHER\n", start)]
+    assert "marshal.loads(head[20:])" in boot
+    look_more = _LOOK.replace("from minirun import precompiled\nprecompiled.use()", boot)
+    code = look_more.replace("import json, sys\n", "import json, sys\npackage = sys.argv[2]\n")
+    done = subprocess.run(
+        [sys.executable, "-ISB", "-c", code, copy, copy / "minirun"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found = json.loads(done.stdout)
+    assert {"minirun", "minirun.precompiled", "minirun.recipe"} <= set(found["from_file"])
+    usual = look(copy)
+    begun = found["attributes"].pop("minirun.precompiled")
+    assert begun == usual["attributes"].pop("minirun.precompiled")  # type: ignore[attr-defined]
+    # Without the boot the package itself is found by its path.
+    assert found["attributes"] == usual["attributes"]
+
+
+def test_a_file_that_is_replaced_meanwhile_is_not_mixed_in(copy: Path) -> None:
+    path = code_file(copy)
+    finder = precompiled.Finder.of(str(path))
+    assert finder is not None
+    start, end = finder.index["minirun.recipe"][4:6]
+    before = finder.code(start, end)
+    assert before == path.read_bytes()[start:end]
+    finder.window = b""
+    shutil.copy(path, path.with_name("other"))
+    path.with_name("other").rename(path)
+    with pytest.raises(ImportError, match="replaced meanwhile"):
+        finder.code(start, end)
+
+
+def test_modules_lie_in_the_order_of_their_use() -> None:
+    needed = {"a": ("b", "c"), "b": ("c",), "c": ("a",), "d": ()}
+    assert precompile.in_order(needed) == ["c", "b", "a", "d"]
+    order = precompile.in_order(
+        {
+            name: tuple(precompile.imported((SOURCE / path).read_bytes()))
+            for name, path in precompile.modules(str(SOURCE))
+        }
+    )
+    assert order.index("minirun.kernel.mount") < order.index("minirun.mounts")
+    assert order.index("minirun.running") < order.index("minirun.cli.spec")
+
+
 def test_what_is_imported_at_once() -> None:
     source = b"""
 import os, minirun.log

@@ -28,6 +28,7 @@ PREPARE
     syscallfilter.connect_agent
     cgroups.create
 OUTER
+    namespaces.begin
     namespaces.join
     namespaces.unshare_user
     namespaces.unshare_others
@@ -41,7 +42,7 @@ TIME
 INNER
     terminal.silence
     terminal.new_session
-    sync.await_adoption
+    sync.tell_joined
     namespaces.unshare_cgroup
     keyrings.join_new
     procfs.open_private
@@ -50,6 +51,7 @@ INNER
     mounts.mount_all
     devices.create
     namespaces.raise_loopback
+    sync.await_adoption
     sync.await_hooks
     hooks.create_container
 ADOPT
@@ -133,7 +135,10 @@ CREATE = "OUTER INNER ENTER START"
 BEFORE = [
     (CREATE, "namespaces.unshare_user", "namespaces.unshare_others", "it shall own them"),
     (CREATE, "namespaces.unshare_others", "mounts.stop_propagation", "else it is the host's"),
-    (CREATE, "sync.await_adoption", "namespaces.unshare_cgroup", "its root is the group"),
+    (CREATE, "namespaces.begin", "namespaces.unshare_others", "it owns what is made after"),
+    (CREATE, "sync.tell_joined", "mounts.bind_root", "the parent works meanwhile"),
+    (CREATE, "sync.await_adoption", "hooks.create_container", "a program runs: recorded, limited"),
+    (CREATE, "sync.await_adoption", "payload.become", "a program runs: recorded, limited"),
     (CREATE, "procfs.open_private", "mounts.mount_all", "a mount could cover /proc"),
     (CREATE, "mounts.stop_propagation", "mounts.bind_root", "or the host sees it"),
     (CREATE, "mounts.mount_all", "devices.create", "/dev is one of the mounts"),
