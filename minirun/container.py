@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    from minirun.criu.images import Images
     from minirun.setup import Launch
     from minirun.spec import Process, Resources, Spec
     from minirun.state import Container
@@ -169,6 +170,23 @@ def ps(root: str, cid: str) -> list[int]:
     from minirun import changing
 
     return changing.ps(root, cid)
+
+
+def checkpoint(root: str, cid: str, images: Images) -> None:
+    """Write a running container to files, and end it unless `images` says otherwise.
+
+    Raises Unsupported where CRIU is missing or cannot, StateError, MinirunError with CRIU's words.
+    """
+    from minirun import checkpointing
+
+    checkpointing.checkpoint(root, cid, images)
+
+
+def restore(root: str, cid: str, launch: Launch, images: Images) -> int:
+    """Make a container of a bundle and a checkpoint; return its exit status, 0 if detached."""
+    from minirun import restoring
+
+    return restoring.restore(root, cid, launch, images)
 
 
 def statistics(root: str, cid: str) -> dict[str, Any]:

@@ -89,11 +89,6 @@ class Verb:
         self.most = most
         self.stop = stop
 
-    @property
-    def supported(self) -> bool:
-        """Whether the verb does anything yet."""
-        return bool(self.handler)
-
 
 class Options:
     """What a command line asks for; see the module's docstring."""

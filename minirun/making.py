@@ -100,7 +100,7 @@ def absolute(launch: Launch) -> None:
             setattr(launch, name, os.path.abspath(path))
 
 
-def _begin(root: str, cid: str, launch: Launch, events: bool) -> tuple[Container, Setup]:
+def begin(root: str, cid: str, launch: Launch, events: bool) -> tuple[Container, Setup]:
     """Claim the ID, create the container's process, and leave it waiting."""
     state.check_id(cid)
     absolute(launch)
@@ -134,7 +134,7 @@ def _begin(root: str, cid: str, launch: Launch, events: bool) -> tuple[Container
 def create(root: str, cid: str, launch: Launch) -> None:
     """See `container.create`."""
     launch.detach = True
-    container, setup = _begin(root, cid, launch, events=False)
+    container, setup = begin(root, cid, launch, events=False)
     with container:
         for name in (state.FIFO, state.RESULT):
             os.mkfifo(name, 0o600, dir_fd=container.dirfd)
@@ -161,7 +161,7 @@ def run(
 ) -> int:
     """See `container.run`."""
     launch.detach = detach
-    container, setup = _begin(root, cid, launch, events=explain is not None)
+    container, setup = begin(root, cid, launch, events=explain is not None)
     with container:
         console = None
         if setup.process.terminal:

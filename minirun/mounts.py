@@ -47,19 +47,20 @@ def clean(path: str) -> str:
 def describe(entry: Mount) -> str:
     """Say a mount in a line, as the plan shows it."""
     options = f" ({','.join(entry.options)})" if entry.options else ""
-    kind = "bind" if _is_bind(entry) else entry.type or "?"
+    kind = "bind" if is_bind(entry) else entry.type or "?"
     source = f" {entry.source}" if entry.source and entry.source != entry.type else ""
     return f"{kind}{source} on {clean(entry.destination)}{options}"
 
 
-def _is_bind(entry: Mount) -> bool:
+def is_bind(entry: Mount) -> bool:
+    """Whether an entry binds something that is there already."""
     return entry.type == "bind" or any(option in mountoptions.BIND for option in entry.options)
 
 
 def _shell_mount(entry: Mount) -> str:
     options = ",".join(entry.options)
     target = f'"$root"{clean(entry.destination)}'
-    if _is_bind(entry):
+    if is_bind(entry):
         how = "--rbind" if "rbind" in entry.options else "--bind"
         source = entry.source or ""
         rest = ",".join(o for o in entry.options if o in mountoptions.ATTRIBUTES)

@@ -346,7 +346,7 @@ _ALL = (
         "checkpoint",
         "checkpoint a running container",
         _ID,
-        "",
+        "minirun.cli.checkpoint:checkpoint",
         (
             *_CHECKPOINT,
             Option("parent-path", TEXT, "directory of the preceding pre-dump", "DIR"),
@@ -362,7 +362,7 @@ _ALL = (
         "restore",
         "restore a container from a checkpoint",
         _ID,
-        "",
+        "minirun.cli.checkpoint:restore",
         (
             *_CHECKPOINT,
             *_CONSOLE,

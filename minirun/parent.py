@@ -43,9 +43,9 @@ def create(setup: Setup, meanwhile: Callable[[], None] | None = None) -> None:
         )
         follow("parent", recipe.SETTLE, setup)
     except BaseException as error:
-        _abandon(setup)
+        abandon(setup)
         _explain_oom(setup, error)
-        _roll_back(setup)
+        roll_back(setup)
         raise
 
 
@@ -57,10 +57,10 @@ def join(setup: Setup) -> None:
     try:
         _spawn(setup, child.run_joining)
         _answer(setup, {})
-        _adopt(setup, _entered(setup))
+        adopt(setup, _entered(setup))
         follow("parent", recipe.EXEC_SETTLE, setup)
     except BaseException:
-        _abandon(setup)
+        abandon(setup)
         raise
     finally:
         os.close(target)
@@ -74,7 +74,7 @@ def release(setup: Setup) -> None:
         setup.channel.await_payload(setup.process.args, setup.obstacle)
     except BaseException:
         # Reaped here: a zombie that exec leaves keeps the container's pid namespace from ending.
-        _abandon(setup)
+        abandon(setup)
         raise
     setup.channel.close()
 
@@ -107,14 +107,14 @@ def _answer(setup: Setup, answers: dict[str, Any]) -> None:
             setup.obstacle = tuple(message["obstacle"])
             return
         if tag == "init":
-            _adopt(setup, message["pid"])
+            adopt(setup, message["pid"])
         elif tag == "events":
             _keep_events(setup, message)
         elif tag == "listener":
             _pass_listener(setup, message["fd"])
         elif tag == "joined" and not setup.pid:
             # The inner process may speak before the outer one has said its pid.
-            _adopt(setup, setup.channel.expect("init")["pid"])
+            adopt(setup, setup.channel.expect("init")["pid"])
             _follow_and_go(setup, answers[tag])
         else:
             _follow_and_go(setup, answers[tag])
@@ -158,7 +158,7 @@ def _follow_and_go(setup: Setup, steps: Any) -> None:
                 _keep_events(setup, message)
 
 
-def _adopt(setup: Setup, pid: int) -> None:
+def adopt(setup: Setup, pid: int) -> None:
     """Take the inner process, our child by CLONE_PARENT, and let the outer one end."""
     pidfd = process.pidfd_open(pid)
     try:
@@ -186,7 +186,7 @@ def _keep_events(setup: Setup, message: dict[str, Any]) -> None:
             setup.tell(event)
 
 
-def _abandon(setup: Setup) -> None:
+def abandon(setup: Setup) -> None:
     """End the container's processes, which wait for us or have failed, and reap them."""
     if setup.channel is not None:
         setup.channel.close()
@@ -220,7 +220,7 @@ def _explain_oom(setup: Setup, error: BaseException) -> None:
         ) from None
 
 
-def _roll_back(setup: Setup) -> None:
+def roll_back(setup: Setup) -> None:
     """Undo the parent's steps, the newest first."""
     while setup.undo:
         try:

@@ -186,6 +186,19 @@ EXEC_SETTLE = (
     outside.write_pid_file,
 )
 
+# What is ours when CRIU makes the processes: the rest of a container is in its images.
+RESTORE = (
+    namespaces.open_paths,
+    terminal.open_console_socket,
+    cgroups.create,
+    devicerules.attach,
+    cgroups.limit,
+)
+
+RESTORED = (outside.save_state,)  # before the container's processes go on
+
+RESTORE_SETTLE = (outside.write_pid_file,)
+
 # In the order of time, as the plan prints it.
 CREATE = (
     ("parent", PREPARE),

@@ -38,7 +38,7 @@ def run(
         with foreground.Signals() as caught:
             parent.release(setup)
             poststart(setup)
-            _unlock(container)
+            unlock(container)
             if explain is not None:
                 explain(events_of(setup))
             setup.launch.notes = setup.notes
@@ -48,7 +48,7 @@ def run(
                 return 0
             status = foreground.attend(setup, console, caught, proxy)
     except BaseException:
-        _destroy(container, setup)
+        destroy(container, setup)
         raise
     setup.launch.notes += oom_notes(setup, status)
     if not keep:
@@ -56,12 +56,13 @@ def run(
     return status
 
 
-def _unlock(container: Container) -> None:
+def unlock(container: Container) -> None:
+    """Let others change the container while its process is waited for."""
     os.close(container.lockfd)
     container.lockfd = -1
 
 
-def _destroy(container: Container, setup: Setup) -> None:
+def destroy(container: Container, setup: Setup) -> None:
     """End a container that could not be started."""
     if setup.pidfd >= 0:
         try:

@@ -21,7 +21,6 @@ from minirun.cli import libseccomp_version, write
 from minirun.errors import ConfigError
 from minirun.kernel import capability
 from minirun.kernel import seccomp as kernel
-from minirun.options import VERBS
 from minirun.spec import Hooks, Spec
 from minirun.validate import validate
 
@@ -60,7 +59,7 @@ def describe() -> dict[str, Any]:
 def _annotations() -> dict[str, str]:
     found = {
         "run.minirun.version": __version__,
-        "run.minirun.checkpoint.enabled": "true" if VERBS["checkpoint"].supported else "false",
+        "run.minirun.checkpoint.enabled": "true",
     }
     library = libseccomp_version()
     if library:

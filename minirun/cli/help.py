@@ -17,10 +17,7 @@ _INDENT = "   "
 
 def overview() -> str:
     """Return the help of the program."""
-    verbs = [
-        (verb.name, verb.summary + ("" if verb.supported else " (not supported yet)"))
-        for verb in VERBS.values()
-    ]
+    verbs = [(verb.name, verb.summary) for verb in VERBS.values()]
     people = [(name, summary) for name, (summary, _) in HUMAN.items()]
     return "\n".join(
         [

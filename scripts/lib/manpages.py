@@ -41,8 +41,7 @@ def pages() -> dict[str, str]:
     """Give every page by its file name."""
     found = {"minirun.1": _overview()}
     for verb in VERBS.values():
-        if verb.supported:
-            found[f"minirun-{verb.name}.1"] = _verb(verb)
+        found[f"minirun-{verb.name}.1"] = _verb(verb)
     for name, (summary, place) in HUMAN.items():
         module, _, attribute = place.partition(":")
         command = getattr(import_module(module), attribute)
@@ -58,14 +57,11 @@ def _overview() -> str:
     commands = [
         (f"minirun\\-{escape(name)}(1)", summary)
         for name, summary in [
-            *((verb.name, verb.summary) for verb in VERBS.values() if verb.supported),
+            *((verb.name, verb.summary) for verb in VERBS.values()),
             *((name, summary) for name, (summary, _) in HUMAN.items()),
         ]
     ]
-    missing = ", ".join(name for name, verb in VERBS.items() if not verb.supported)
     told["COMMANDS"] = [line for name, text in commands for line in (".TP", name, inline(text))]
-    if missing:
-        told["COMMANDS"] += [".PP", inline(f"Not supported yet, and refused: {missing}.")]
     told["OPTIONS"] = _options(GLOBALS)
     synopsis = [r"\fBminirun\fR [\fIglobal options\fR] \fIcommand\fR [\fIargument\fR ...]"]
     head = _head("minirun", "run containers, and tell what the kernel did", synopsis)

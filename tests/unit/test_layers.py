@@ -24,8 +24,8 @@ LAYERS = {
         filtercache hooks hostname joining keyrings labels mountoptions mounts namespaces outside
         payload program rlimits seccomp sync syscallfilter sysctl terminal""",
     "recipe": "recipe child parent plan validate validate_namespaces validate_process",
-    "runtime": """changing container ending executing foreground making notifysocket running
-        starting launcher watching""",
+    "runtime": """changing checkpointing container criu ending executing foreground making
+        notifysocket restoring running starting launcher watching""",
     "tools": "network rootfs",
     "engine": "engine",
     "cli": "cli __main__",

@@ -43,6 +43,9 @@ VERBS = {
     "create": ("--bundle", "none", "x"),
     "run": ("--bundle", "none", "x"),
     "checkpoint": ("x",),
+    "restore": ("--bundle", "none", "x"),
+    "events": ("x",),
+    "features": (),
 }
 
 
