@@ -11,7 +11,8 @@
     parent   SETTLE    what is left to do outside
     inner    START     after `start`: the last steps before execve
 
-`exec` follows EXEC in one process outside the container's pid namespace.
+`exec` follows EXEC in one process outside the container's pid namespace. For `restore`, RESTORE and
+what follows it are what CRIU leaves to the parent.
 
 Execution, `plan`, --explain, error messages and timings come from these tuples. The marks say why
 an order holds: *kernel* (it fails otherwise) or *spec* (OCI says so); what has no mark may move.
@@ -190,6 +191,7 @@ EXEC_SETTLE = (
 RESTORE = (
     namespaces.open_paths,
     terminal.open_console_socket,
+    outside.connect_pidfd_socket,
     cgroups.create,
     devicerules.attach,
     cgroups.limit,
@@ -197,7 +199,10 @@ RESTORE = (
 
 RESTORED = (outside.save_state,)  # before the container's processes go on
 
-RESTORE_SETTLE = (outside.write_pid_file,)
+RESTORE_SETTLE = (
+    outside.send_pidfd,
+    outside.write_pid_file,
+)
 
 # In the order of time, as the plan prints it.
 CREATE = (

@@ -128,6 +128,18 @@ EXEC_SETTLE
     rlimits.set_oom_score
     outside.send_pidfd
     outside.write_pid_file
+RESTORE
+    namespaces.open_paths
+    terminal.open_console_socket
+    outside.connect_pidfd_socket
+    cgroups.create
+    devicerules.attach
+    cgroups.limit
+RESTORED
+    outside.save_state
+RESTORE_SETTLE
+    outside.send_pidfd
+    outside.write_pid_file
 """
 
 # What must come before what, wherever both are: the kernel or the specification says so.
@@ -158,6 +170,7 @@ BEFORE = [
     ("EXEC", "capabilities.set_no_new_privs", "capabilities.drop", "prctl(2)"),
     ("EXEC", "syscallfilter.load_privileged", "capabilities.drop", "it needs CAP_SYS_ADMIN"),
     ("EXEC", "capabilities.drop", "payload.become", "what else would be the point"),
+    ("RESTORE", "cgroups.create", "devicerules.attach", "of the group"),
     ("ADOPT HOOKS", "outside.save_state", "hooks.create_runtime", "hooks may ask for the state"),
 ]
 
@@ -192,7 +205,10 @@ def test_the_plan_has_every_stage_of_create_once() -> None:
     listed = [stage for _, stage in recipe.CREATE]
     assert len(listed) == len({id(stage) for stage in listed})
     left = {name for name, stage in stages().items() if stage not in listed}
-    assert left == {"EXEC_PREPARE", "EXEC", "EXEC_SETTLE"}
+    assert left == {
+        *("EXEC_PREPARE", "EXEC", "EXEC_SETTLE"),
+        *("RESTORE", "RESTORED", "RESTORE_SETTLE"),
+    }
 
 
 @pytest.mark.parametrize("name", sorted(steps()))
