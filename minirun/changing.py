@@ -7,7 +7,7 @@ import os
 from minirun import jsontext, state
 from minirun.cgroups import cgroupfs, limits, resources
 from minirun.cgroups.hierarchy import hierarchy
-from minirun.ending import group_of
+from minirun.ending import group_of, scope_of
 from minirun.errors import MinirunError, NotRunning, StateError, Unsupported
 from minirun.spec import Resources
 
@@ -58,9 +58,22 @@ def update(root: str, cid: str, changes: Resources) -> None:
         with group_or_refuse(container) as group:
             needed = resources.controllers(resources.writes(changes))
             cgroupfs.ensure(hierarchy(), group.path, needed)
-            merged = limits.update(group, changes, spec.linux.resources)
+            merged = _change(container, group, changes, spec.linux.resources)
         changed = spec.replace(linux=spec.linux.replace(resources=merged))
         container.write_file(state.CONFIG, jsontext.dumps(changed.encode()).encode())
+
+
+def _change(
+    container: Container, group: Group, changes: Resources, stored: Resources | None
+) -> Resources:
+    scope = scope_of(container)
+    if scope is None:
+        return limits.update(group, changes, stored)
+    try:
+        # systemd first: what it is not told, its next daemon-reload would undo.
+        return limits.update(group, changes, stored, scope.limit)
+    finally:
+        scope.close()
 
 
 def ps(root: str, cid: str) -> list[int]:

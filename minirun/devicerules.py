@@ -55,3 +55,5 @@ def attach(setup: Setup) -> None:
         _refuse_unfiltered(setup, policy)
         return
     devicefilter.attach(setup.group.dirfd, policy)
+    if setup.scope is not None:
+        setup.scope.restrict_devices(policy.allow, policy.exceptions)

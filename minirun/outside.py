@@ -48,6 +48,8 @@ def save_state(setup: Setup) -> None:
         start_time=state.start_time_of(setup.pid) or 0,
         cgroup=setup.group.path if setup.group else None,
         cgroup_ident=setup.group.ident if setup.group else None,
+        systemd_unit=setup.scope.unit.name if setup.scope else None,
+        user_manager=setup.scope.user if setup.scope else False,
     )
 
 

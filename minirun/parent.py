@@ -56,6 +56,7 @@ def join(setup: Setup) -> None:
     setup.pid, setup.pidfd = 0, -1
     try:
         _spawn(setup, child.run_joining)
+        follow("parent", recipe.EXEC_BESIDE, setup)
         _answer(setup, {})
         adopt(setup, _entered(setup))
         follow("parent", recipe.EXEC_SETTLE, setup)

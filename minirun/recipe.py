@@ -67,13 +67,17 @@ PREPARE = (
 
 OUTER = (
     namespaces.begin,
+    sync.await_scope,
     namespaces.join,
     namespaces.unshare_user,  # kernel: before the namespaces that it shall own
     namespaces.unshare_others,
     namespaces.await_time_offsets,  # kernel: fixed once a process is in it, at the next clone
 )
 
-BESIDE = (devicerules.attach,)
+BESIDE = (
+    cgroups.start_scope,  # systemd: a scope begins with a process, so not before there is one
+    devicerules.attach,
+)
 
 MAP = (outside.write_id_maps,)
 
@@ -158,6 +162,7 @@ EXEC_PREPARE = (
 )
 
 EXEC = (
+    sync.await_scope,
     joining.join_all,
     joining.open_root,
     keyrings.join_new,
@@ -179,6 +184,8 @@ EXEC = (
     sync.tell_ready,
     payload.become,
 )
+
+EXEC_BESIDE = (cgroups.join_scope,)
 
 EXEC_SETTLE = (
     rlimits.raise_hard,

@@ -39,6 +39,8 @@ class Launch:
         detach: bool = False,
         cgroup: str | None = None,
         ignore_paused: bool = False,
+        systemd_cgroup: bool = False,
+        rootless: bool = False,
     ) -> None:
         self.bundle = bundle
         self.console_socket = console_socket
@@ -51,6 +53,8 @@ class Launch:
         self.detach = detach
         self.cgroup = cgroup
         self.ignore_paused = ignore_paused
+        self.systemd_cgroup = systemd_cgroup
+        self.rootless = rootless  # cgroup permissions are a user's, who may have none
         self.silent = False  # standard streams: /dev/null instead of the caller's
         self.notes: list[str] = []  # what run has to say in the end
 
@@ -89,8 +93,9 @@ class Setup:
         self.sources: dict[int, int] = {}  # mounts.open_sources: index in spec.mounts → mount
         self.device_sources: dict[str, int] = {}  # devices.open_nodes: path → mount of a node
         self.null_source = -1  # mounts.open_sources: a mount of the host's /dev/null
-        self.group: Any = None  # cgroups.enter: the container's group or None
+        self.group: Any = None  # cgroups.create or start_scope: the container's group or None
         self.group_fd: int | None = None
+        self.scope: Any = None  # cgroups.create: the systemd unit, with --systemd-cgroup
         self.exec_group: Any = None  # exec: keeps that descriptor open
         self.filter: Any = None  # syscallfilter.compile_filter
         self.agent = -1  # syscallfilter.connect_agent: the socket to the seccomp agent

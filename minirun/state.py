@@ -19,7 +19,7 @@ import time
 
 from minirun import jsontext
 from minirun.errors import AlreadyExists, DoesNotExist, MinirunError, NotRunning, StateError
-from minirun.record import INT64, UINT64, Record, integer, string, string_map, strings
+from minirun.record import INT64, UINT64, Record, boolean, integer, string, string_map, strings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class Saved(Record):
     owner: str = string(default="root")
     cgroup: str | None = string()
     cgroup_ident: int | None = integer(0, UINT64)
+    systemd_unit: str | None = string()
+    user_manager: bool = boolean(default=False)
     annotations: dict[str, str] = string_map()
     obstacle: tuple[str, ...] = strings()  # what would keep execve from the program, and what helps
 

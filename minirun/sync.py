@@ -21,6 +21,16 @@ def send_events(setup: Setup) -> None:
         setup.events = []
 
 
+@step(
+    lambda setup: setup.launch.systemd_cgroup or setup.scope is not None,
+    why="nothing of the container may be anywhere but in its cgroup",
+)
+def await_scope(setup: Setup) -> None:
+    """Wait until systemd has put this process into its scope"""
+    assert setup.channel is not None
+    setup.channel.expect("go")
+
+
 @step()
 def tell_joined(setup: Setup) -> None:
     """Tell the parent that the namespaces are there"""

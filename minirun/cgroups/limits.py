@@ -10,7 +10,11 @@ from minirun.errors import MinirunError, Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from minirun.spec import Resources
+
+    Announce = Callable[[list[Write]], None]
 
 
 def apply(group: Group, resources: Resources | None) -> None:
@@ -31,24 +35,34 @@ def perform(group: Group, planned: list[Write]) -> None:
             _perform(group, write, available)
 
 
-def update(group: Group, changes: Resources, stored: Resources | None = None) -> Resources:
+def update(
+    group: Group,
+    changes: Resources,
+    stored: Resources | None = None,
+    announce: Announce | None = None,
+) -> Resources:
     """Change the limits that `changes` give and leave the others.
 
     `stored` is what was asked for so far; the merged resources are returned, to be kept. When a
     write fails, those before it are taken back, then its error is raised. A controller that the
-    group lacks must be brought to it before: `cgroupfs.ensure`.
+    group lacks must be brought to it before: `cgroupfs.ensure`. `announce` is told the writes
+    before they are made, and those that undo them if they fail.
     """
     _check_usage(group, changes)
     current = {file: text for file in CONTEXT if (text := group.get(file)) is not None}
     planned = writes(changes, stored, current)
     available = group.controllers
+    before = [group.get(write.file) for write in planned]
+    if announce is not None:
+        announce(planned)
     done: list[tuple[Write, str | None]] = []
     try:
-        for write in planned:
-            before = group.get(write.file)
+        for write, former in zip(planned, before, strict=True):
             _perform(group, write, available)
-            done.append((write, before))
+            done.append((write, former))
     except MinirunError as error:
+        if announce is not None:
+            announce(_undoing(planned, before))
         left = _take_back(group, done)
         if left:
             error.cause += f"; what was set before it stays: {', '.join(left)}"
@@ -79,6 +93,12 @@ def _missing(group: Group, write: Write) -> Unsupported:
         cause=f"{write.field} asks for it; {blocked_at(group.tree, group.path, name)}",
         fix="place the container below a cgroup that has it, or have it delegated",
     )
+
+
+def _undoing(planned: list[Write], before: list[str | None]) -> list[Write]:
+    formers = [undo_value(write, text) for write, text in zip(planned, before, strict=True)]
+    pairs = zip(planned, formers, strict=True)
+    return [write.replace(value=former, fallback=None) for write, former in pairs if former]
 
 
 def _take_back(group: Group, done: list[tuple[Write, str | None]]) -> list[str]:

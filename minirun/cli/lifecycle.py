@@ -9,6 +9,7 @@ from minirun.cli import write
 from minirun.cli.place import container_id, state_root
 from minirun.cli.wrap import wrapped
 from minirun.errors import DoesNotExist, MinirunError, StateError
+from minirun.privilege import rootless
 from minirun.setup import Launch
 
 TYPE_CHECKING = False
@@ -26,8 +27,6 @@ MANAGED = "run.minirun.managed"  # the annotation of the bundles that minirun.en
 
 def launch_of(options: Options, bundle: str) -> Launch:
     """Gather the launch flags of `create` and `run`. Raises MinirunError."""
-    if options.systemd_cgroup:
-        raise MinirunError("--systemd-cgroup is not supported yet", fix="use cgroupfs")
     return Launch(
         bundle,
         console_socket=options.console_socket,
@@ -38,6 +37,8 @@ def launch_of(options: Options, bundle: str) -> Launch:
         preserve_fds=preserve_fds(options),
         listen_fds=listen_fds(),
         detach=options.verb == "create" or options.detach,
+        systemd_cgroup=options.systemd_cgroup,
+        rootless=rootless(options.rootless),
     )
 
 

@@ -26,17 +26,17 @@ def command(
 
     The steps are those that `create` follows; nothing is done.
     """
-    setup = _of_container(options, container) if container else _of_bundle(bundle)
+    setup = _of_container(options, container) if container else _of_bundle(options, bundle)
     if as_json:
         click.echo(jsontext.dumps(plan.steps_of(setup), "  "))
     else:
         click.echo(plan.shell_of(setup) if as_shell else plan.text_of(setup), nl=False)
 
 
-def _of_bundle(bundle: str | None) -> Setup:
+def _of_bundle(options: Options, bundle: str | None) -> Setup:
     path = bundle or "."
     name = os.path.basename(os.path.realpath(path)) or "container"
-    launch = Launch(path, detach=False)
+    launch = Launch(path, detach=False, systemd_cgroup=options.systemd_cgroup)
     setup, _text = making.prepare(name, launch)
     return setup
 
@@ -45,6 +45,7 @@ def _of_container(options: Options, cid: str) -> Setup:
     with state.load(state_root(options), cid) as container:
         spec = container.spec
         saved = container.saved
-    setup = Setup(cid, spec, spec.process or Process(), saved.bundle, Launch(saved.bundle))
+    launch = Launch(saved.bundle, systemd_cgroup=saved.systemd_unit is not None)
+    setup = Setup(cid, spec, spec.process or Process(), saved.bundle, launch)
     setup.root_path = saved.rootfs
     return setup

@@ -19,7 +19,7 @@ LAYERS = {
     "kernel": "kernel",
     "words": """errors record refuse spec jsontext units log step setup grammar options profiles
         precompiled precompile __version__""",
-    "helpers": "inroot procfs idmap channel state blockdev unixsocket",
+    "helpers": "inroot procfs idmap channel state blockdev dbus privilege unixsocket",
     "facilities": """capabilities cgroups devicefilter devicerules devices enosys executable
         filtercache hooks hostname joining keyrings labels mountoptions mounts namespaces outside
         payload program rlimits seccomp sync syscallfilter sysctl terminal""",

@@ -1,0 +1,66 @@
+"""Which rights minirun itself has: root of the host, root of a user namespace, or a plain user.
+
+Nothing is tried out here: what a caller may do follows from its ids and its namespaces.
+"""
+
+from __future__ import annotations
+
+import os
+
+from minirun.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_WHOLE = (0, 0, 4294967295)
+
+
+def own_map(kind: str = "uid") -> list[tuple[int, int, int]]:
+    """Return the id map of the caller's user namespace: (inside, outside, size) per line."""
+    with open(f"/proc/self/{kind}_map", "rb") as file:
+        lines = [tuple(map(int, line.split())) for line in file]
+    return [(inside, outside, size) for inside, outside, size in lines]
+
+
+def in_user_namespace() -> bool:
+    """Tell whether the caller's ids are not the host's, as in `podman unshare`."""
+    return own_map() != [_WHOLE]
+
+
+def host_root() -> bool:
+    """Tell whether the caller is root of the host, who needs no user namespace for anything."""
+    return os.geteuid() == 0 and not in_user_namespace()
+
+
+def rootless(flag: str) -> bool:
+    """Read `--rootless`: whether cgroup permissions are a user's. Raises UsageError.
+
+    `auto` asks whether the caller is root of the host, as runc does.
+    """
+    if flag in ("auto", ""):
+        return not host_root()
+    from minirun.grammar import boolean
+
+    try:
+        return boolean(flag, "rootless")
+    except UsageError:
+        raise UsageError(
+            f"invalid value for --rootless: {flag!r} is not true, false or auto"
+        ) from None
+
+
+def user_manager() -> bool:
+    """Tell whether the systemd to ask is the user's own, not that of the system.
+
+    Root of a user namespace has a system manager where systemd is the container's own init.
+    """
+    return not host_root() and not os.access("/run/systemd/private", os.W_OK)
+
+
+def needs_helper(mappings: Sequence[tuple[int, int, int]], own: int) -> bool:
+    """Tell whether only newuidmap(1) or newgidmap(1) can write this map for a user of id `own`.
+
+    The kernel lets everybody map his own id, and that alone: user_namespaces(7).
+    """
+    return not (len(mappings) == 1 and mappings[0][1:] == (own, 1))
