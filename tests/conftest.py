@@ -76,6 +76,7 @@ WORDS: dict[str, Callable[[], bool]] = {
     "programs": lambda: bool(os.environ.get("MINIRUN_TEST_PROGRAMS") or shutil.which("gcc")),
     # Installed, and able to work on this kernel: each CRIU knows the kernels of its time.
     "criu": lambda: shutil.which("criu") is not None and not _status("criu", "check"),
+    "systemd": lambda: os.path.isdir("/run/systemd/system"),
     "vm": lambda: os.environ.get("MINIRUN_MUST_WORK") == "vm",
     **{
         name: _program(name)
@@ -83,7 +84,7 @@ WORDS: dict[str, Callable[[], bool]] = {
     },
 }
 # Words that the promise `host` does not cover, and those that none does.
-ONLY_VM = {"vm", "limits", "podman", "crun"}
+ONLY_VM = {"vm", "systemd", "limits", "podman", "crun"}
 UNPROMISED = {"criu"}
 
 

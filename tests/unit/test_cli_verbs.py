@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minirun import cli, container, log
+from minirun import cli, container, log, privilege
 from minirun.cli import exec as exec_
 from minirun.cli import explain, listing
 from minirun.cli import spec as spec_
@@ -470,10 +470,29 @@ def test_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_root() == "/run/user/1/minirun"
 
 
-def test_systemd_cgroups_are_not_ignored(calls: Calls, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--systemd-cgroup", "create", "web"]) == 1
-    assert "--systemd-cgroup is not supported yet" in capfd.readouterr().err
+def test_the_driver_is_handed_on(calls: Calls) -> None:
+    for words in ([], ["--systemd-cgroup"]):
+        assert cli.main([*words, "create", "web"]) == 0
+    assert [call[-1].systemd_cgroup for call in calls.made] == [False, True]
     assert cli.main(["--systemd-cgroup", "state", "web"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "root", "expected"),
+    [("auto", True, False), ("auto", False, True), ("true", True, True), ("false", False, False)],
+)
+def test_rootless(
+    flag: str, root: bool, expected: bool, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(privilege, "host_root", lambda: root)
+    assert cli.main(["--rootless", flag, "create", "web"]) == 0
+    assert calls.made[0][-1].rootless == expected
+
+
+def test_nonsense_for_rootless(calls: Calls, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--rootless=maybe", "create", "web"]) == 1
+    assert "--rootless: 'maybe' is not true, false or auto" in capfd.readouterr().err
+    assert calls.made == []
 
 
 def test_negative_descriptors(calls: Calls, capfd: pytest.CaptureFixture[str]) -> None:

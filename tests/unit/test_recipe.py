@@ -29,11 +29,13 @@ PREPARE
     cgroups.create
 OUTER
     namespaces.begin
+    sync.await_scope
     namespaces.join
     namespaces.unshare_user
     namespaces.unshare_others
     namespaces.await_time_offsets
 BESIDE
+    cgroups.start_scope
     devicerules.attach
 MAP
     outside.write_id_maps
@@ -103,6 +105,7 @@ EXEC_PREPARE
     syscallfilter.compile_filter
     syscallfilter.connect_agent
 EXEC
+    sync.await_scope
     joining.join_all
     joining.open_root
     keyrings.join_new
@@ -123,6 +126,8 @@ EXEC
     syscallfilter.load_notifying
     sync.tell_ready
     payload.become
+EXEC_BESIDE
+    cgroups.join_scope
 EXEC_SETTLE
     rlimits.raise_hard
     rlimits.set_oom_score
@@ -145,6 +150,9 @@ RESTORE_SETTLE
 # What must come before what, wherever both are: the kernel or the specification says so.
 CREATE = "OUTER INNER ENTER START"
 BEFORE = [
+    (CREATE, "sync.await_scope", "namespaces.unshare_user", "all of the container is in its cgroup"),
+    ("BESIDE", "cgroups.start_scope", "devicerules.attach", "the program is the cgroup's"),
+    ("EXEC", "sync.await_scope", "joining.join_all", "all of the container is in its cgroup"),
     (CREATE, "namespaces.unshare_user", "namespaces.unshare_others", "it shall own them"),
     (CREATE, "namespaces.unshare_others", "mounts.stop_propagation", "else it is the host's"),
     (CREATE, "namespaces.begin", "namespaces.unshare_others", "it owns what is made after"),
@@ -206,7 +214,7 @@ def test_the_plan_has_every_stage_of_create_once() -> None:
     assert len(listed) == len({id(stage) for stage in listed})
     left = {name for name, stage in stages().items() if stage not in listed}
     assert left == {
-        *("EXEC_PREPARE", "EXEC", "EXEC_SETTLE"),
+        *("EXEC_PREPARE", "EXEC", "EXEC_BESIDE", "EXEC_SETTLE"),
         *("RESTORE", "RESTORED", "RESTORE_SETTLE"),
     }
 

@@ -110,7 +110,7 @@ def test_values(text: str, found: tuple[str, Any]) -> None:
      "@as 5", "nan", "[" * 40, "string 5", "'a\0b'", "\u0665"],
 )  # fmt: skip
 def test_values_that_are_none(text: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         gvariant.parse(text)
 
 
