@@ -150,9 +150,14 @@ RESTORE_SETTLE
 # What must come before what, wherever both are: the kernel or the specification says so.
 CREATE = "OUTER INNER ENTER START"
 BEFORE = [
-    (CREATE, "sync.await_scope", "namespaces.unshare_user", "all of the container is in its cgroup"),
+    (
+        CREATE,
+        "sync.await_scope",
+        "namespaces.unshare_user",
+        "all of it is in its cgroup",
+    ),
     ("BESIDE", "cgroups.start_scope", "devicerules.attach", "the program is the cgroup's"),
-    ("EXEC", "sync.await_scope", "joining.join_all", "all of the container is in its cgroup"),
+    ("EXEC", "sync.await_scope", "joining.join_all", "all of it is in its cgroup"),
     (CREATE, "namespaces.unshare_user", "namespaces.unshare_others", "it shall own them"),
     (CREATE, "namespaces.unshare_others", "mounts.stop_propagation", "else it is the host's"),
     (CREATE, "namespaces.begin", "namespaces.unshare_others", "it owns what is made after"),
