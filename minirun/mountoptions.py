@@ -63,9 +63,12 @@ SUPERBLOCK = {
 BIND = {"bind": False, "rbind": True}
 IDMAP = {"idmap": False, "ridmap": True}
 IGNORED = ("defaults", "loud", "silent", "iversion", "noiversion", "acl", "noacl")
-UNSUPPORTED = ("tmpcopyup", "copy-symlink", "remount")
+# What is done besides mounting, each an attribute of `Options`.
+ACTIONS = {"tmpcopyup": "copy_up", "copy-symlink": "copy_link", "remount": "remount"}
 
-KNOWN = sorted({*ATTRIBUTES, *RECURSIVE, *PROPAGATION, *SUPERBLOCK, *BIND, *IDMAP, *IGNORED})
+KNOWN = sorted(
+    {*ATTRIBUTES, *RECURSIVE, *PROPAGATION, *SUPERBLOCK, *BIND, *IDMAP, *IGNORED, *ACTIONS}
+)
 
 
 class Options:
@@ -82,13 +85,16 @@ class Options:
         self.superblock: list[str] = []
         self.idmap = False
         self.recursive_idmap = False
+        self.copy_up = False  # a tmpfs begins with what lies below it
+        self.copy_link = False  # a source that is a symbolic link is made again, not bound
+        self.remount = False  # what is mounted there is changed
         self.data: list[tuple[str, str | None]] = []  # the file system's own parameters
 
 
 def parse(entry: Mount, path: str) -> Options:
     """Sort a mount's options; `path` is the JSON path for errors.
 
-    Raises ConfigError for an option that does not go with the mount or is not supported yet.
+    Raises ConfigError for an option that does not go with the mount.
     """
     found = Options()
     if entry.type == "bind":
@@ -97,6 +103,7 @@ def parse(entry: Mount, path: str) -> Options:
         _sort(option, found, f"{path}.options")
     if entry.uid_mappings or entry.gid_mappings:
         found.idmap = True
+    _check_actions(entry, found, f"{path}.options")
     if found.idmap and not found.bind:
         raise ConfigError(f"{path}.options", "id mappings need a bind mount")
     if found.bind and (found.data or found.superblock):
@@ -106,6 +113,15 @@ def parse(entry: Mount, path: str) -> Options:
             f"bind mounts cannot have any filesystem-specific options applied: {names}",
         )
     return found
+
+
+def _check_actions(entry: Mount, found: Options, path: str) -> None:
+    if found.copy_up and (entry.type != "tmpfs" or found.bind or found.remount):
+        raise ConfigError(path, "tmpcopyup is for a new tmpfs")
+    if found.copy_link and (not found.bind or found.remount):
+        raise ConfigError(path, "copy-symlink is for bind mounts")
+    if found.remount and found.idmap:
+        raise ConfigError(path, "id mappings cannot be changed by remount")
 
 
 def _sort(option: str, found: Options, path: str) -> None:
@@ -126,8 +142,8 @@ def _sort(option: str, found: Options, path: str) -> None:
     elif option in IDMAP:
         found.idmap = True
         found.recursive_idmap = IDMAP[option]
-    elif option in UNSUPPORTED:
-        raise ConfigError(path, f"{option} is not supported yet")
+    elif option in ACTIONS:
+        setattr(found, ACTIONS[option], True)
     elif option not in IGNORED:
         key, equals, value = option.partition("=")
         if not key:

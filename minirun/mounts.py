@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 
-from minirun import inroot, mountoptions
+from minirun import copyup, inroot, mountoptions
 from minirun.errors import ConfigError, MinirunError
 from minirun.kernel import mount as m
 from minirun.kernel.libc import AT_EMPTY_PATH, AT_FDCWD, AT_RECURSIVE, failure, quote
@@ -30,6 +30,10 @@ _PROC_ALLOWED = (
     "/proc/uptime", "/proc/loadavg", "/proc/slabinfo", "/proc/sys/kernel/ns_last_pid",
     "/proc/sys/crypto/fips_enabled",
 )  # fmt: skip
+
+
+# They have labels of their own, or none. runc's list.
+_UNLABELLED = ("proc", "sysfs", "mqueue", "cgroup2")
 
 
 def clean(path: str) -> str:
@@ -89,7 +93,12 @@ def open_sources(setup: Setup) -> None:
     """Open the sources of bind mounts as detached copies"""
     for number, entry in enumerate(setup.spec.mounts):
         options = mountoptions.parse(entry, f"mounts[{number}]")
-        if options.bind:
+        if options.remount:
+            continue
+        link = _link_at(setup, entry) if options.copy_link else None
+        if link is not None:
+            setup.links[number] = link
+        elif options.bind:
             setup.sources[number] = _open_source(setup, number, entry, options)
     if setup.spec.linux.masked_paths:
         setup.null_source = m.open_tree(AT_FDCWD, "/dev/null", m.OPEN_TREE_CLONE)
@@ -101,6 +110,16 @@ def open_sources(setup: Setup) -> None:
             set_=m.MOUNT_ATTR_RDONLY | m.MOUNT_ATTR_NOSUID | m.MOUNT_ATTR_NOEXEC,
             propagation=m.MS_PRIVATE,  # else a second mask on it appears on the host's
         )
+
+
+def _link_at(setup: Setup, entry: Mount) -> str | None:
+    """Return where the source leads if it is a symbolic link."""
+    try:
+        return os.readlink(os.path.join(setup.bundle, entry.source or ""))
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return None
+        raise
 
 
 def _open_source(setup: Setup, number: int, entry: Mount, options: Options) -> int:
@@ -128,6 +147,13 @@ def _propagates(setup: Setup, options: Options) -> bool:
 def _map_ids(setup: Setup, number: int, entry: Mount, fd: int, options: Options) -> None:
     from minirun import idmap
 
+    joined = setup.namespaces.get("user", -1)
+    if joined >= 0 and not entry.uid_mappings:
+        # The mappings of the namespace that the container joins.
+        m.mount_setattr(
+            fd, set_=m.MOUNT_ATTR_IDMAP, userns_fd=joined, recursive=options.recursive_idmap
+        )
+        return
     uids = entry.uid_mappings or setup.spec.linux.uid_mappings
     gids = entry.gid_mappings or setup.spec.linux.gid_mappings
     if not uids or not gids:
@@ -168,7 +194,10 @@ def stop_propagation(setup: Setup) -> None:
 def bind_root(setup: Setup) -> None:
     """Bind the root filesystem on itself"""
     fd = m.open_tree(AT_FDCWD, setup.root_path, m.OPEN_TREE_CLONE | AT_RECURSIVE)
-    m.mount_setattr(fd, propagation=m.MS_PRIVATE, recursive=True)
+    kind = mountoptions.PROPAGATION.get(setup.spec.linux.rootfs_propagation or "", 0)
+    # spec: a slave "receives propagation events from the host"; once private, it would not.
+    follows = bool(kind & m.MS_SLAVE)
+    m.mount_setattr(fd, propagation=m.MS_SLAVE if follows else m.MS_PRIVATE, recursive=True)
     m.move_mount(fd, AT_FDCWD, setup.root_path)
     setup.rootfd = fd
 
@@ -197,19 +226,73 @@ def mount_all(setup: Setup) -> None:
 def _mount_one(setup: Setup, number: int, entry: Mount) -> None:
     options = mountoptions.parse(entry, f"mounts[{number}]")
     destination = clean(entry.destination)
+    if number in setup.links:
+        _make_link(setup.rootfd, destination, setup.links[number])
+        return
+    if options.remount:
+        _remount(setup.rootfd, destination, options)
+        return
     fd = setup.sources[number] if options.bind else _new_mount(setup, entry, options)
     try:
         target = _open_target(setup, entry, destination, fd)
         try:
             _check_proc(entry, destination, target, fd)
+            if options.copy_up:
+                _copy_up(target, fd)
             _set_attributes(fd, options, late_ro=destination == "/dev")
             m.move_mount(fd, target)
         finally:
             os.close(target)
-        for flag in options.propagation:
-            m.mount_setattr(fd, propagation=flag & ~m.MS_REC, recursive=bool(flag & m.MS_REC))
+        _set_propagation(fd, options)
     finally:
         os.close(fd)
+
+
+def _make_link(rootfd: int, destination: str, link: str) -> None:
+    """Make a symbolic link in the root; one that leads to the same place may be there."""
+    above, name = os.path.split(destination)
+    parent = inroot.make_directory(rootfd, above)
+    try:
+        os.symlink(link, name, dir_fd=parent)
+    except FileExistsError:
+        try:
+            same = os.readlink(name, dir_fd=parent) == link
+        except OSError:  # EINVAL: no link
+            same = False
+        if not same:
+            raise failure(errno.EEXIST, f"symlinkat({quote(link)}, {quote(name)})") from None
+    finally:
+        os.close(parent)
+
+
+def _remount(rootfd: int, destination: str, options: Options) -> None:
+    """Change a mount of the container; without `bind` its file system's own options too."""
+    target = inroot.open_path(rootfd, destination)
+    try:
+        _set_attributes(target, options, late_ro=destination == "/dev")
+        if options.superblock or options.data:
+            config = m.fspick(target)
+            try:
+                _set_parameters(config, options)
+                m.fsconfig_reconfigure(config)
+            finally:
+                os.close(config)
+        _set_propagation(target, options)
+    finally:
+        os.close(target)
+
+
+def _set_propagation(fd: int, options: Options) -> None:
+    for flag in options.propagation:
+        m.mount_setattr(fd, propagation=flag & ~m.MS_REC, recursive=bool(flag & m.MS_REC))
+
+
+def _copy_up(target: int, fd: int) -> None:
+    source = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=target)
+    try:
+        copyup.copy_tree(source, fd)
+    finally:
+        os.close(source)
 
 
 def _new_mount(setup: Setup, entry: Mount, options: Options) -> int:
@@ -225,12 +308,28 @@ def _new_mount(setup: Setup, entry: Mount, options: Options) -> int:
     try:
         if entry.source:
             m.fsconfig_string(config, "source", entry.source)
+        if kind == "tmpfs":
+            _take_mode(setup.rootfd, clean(entry.destination), config)
+        if setup.selinux and setup.spec.linux.mount_label and kind not in _UNLABELLED:
+            m.fsconfig_string(config, "context", setup.spec.linux.mount_label)
         return _configure(config, options)
     finally:
         os.close(config)
 
 
-def _configure(config: int, options: Options) -> int:
+def _take_mode(rootfd: int, destination: str, config: int) -> None:
+    """Give a tmpfs the mode of the directory that it covers; an option says otherwise later."""
+    try:
+        fd = inroot.open_path(rootfd, destination, os.O_PATH | os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return  # as the file system has it: 1777
+        raise
+    m.fsconfig_string(config, "mode", f"{stat.S_IMODE(os.fstat(fd).st_mode):04o}")
+    os.close(fd)
+
+
+def _set_parameters(config: int, options: Options) -> None:
     for name in options.superblock:
         m.fsconfig_flag(config, name)
     for key, value in options.data:
@@ -238,6 +337,10 @@ def _configure(config: int, options: Options) -> int:
             m.fsconfig_flag(config, key)
         else:
             m.fsconfig_string(config, key, value)
+
+
+def _configure(config: int, options: Options) -> int:
+    _set_parameters(config, options)
     m.fsconfig_create(config)
     return m.fsmount(config, 0)
 

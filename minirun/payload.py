@@ -34,6 +34,8 @@ def _describe(setup: Setup) -> list[str]:
     names += [] if setup.spec.hooks.start_container else ["read(the word of start)"]
     if setup.process.apparmor_profile:
         names.append(f"write(attr/apparmor/exec, {setup.process.apparmor_profile})")
+    if setup.process.selinux_label:
+        names.append(f"write(attr/exec, {setup.process.selinux_label})")
     names += [f"prlimit64({one.type}, {one.soft}, {one.hard})" for one in setup.process.rlimits]
     names.append("fcntl(F_SETFD, FD_CLOEXEC) on what is still open")
     if _filtered(setup):
@@ -108,20 +110,21 @@ def _enter(setup: Setup) -> Calls:
 
 
 def _label(setup: Setup, row: int) -> Calls:
-    """Write the AppArmor profile; by the process itself, as the kernel asks."""
-    path = labels.attribute(setup).encode() + b"\0"
+    """Write the labels of the security modules; by the process itself, as the kernel asks."""
     how = struct.pack(
         "<QQQ",
         os.O_WRONLY | os.O_CLOEXEC,
         0,
         RESOLVE_BENEATH | RESOLVE_NO_XDEV | RESOLVE_NO_MAGICLINKS,
     )
-    value = f"exec {setup.process.apparmor_profile}".encode()
-    return [
-        ("openat2", setup.labelfd, Data(path), Data(how), len(how)),
-        ("write", Result(row), Data(value), len(value)),
-        ("close", setup.labelfd),
-    ]
+    table: Calls = []
+    for path, label in labels.writes(setup):
+        value = label.encode()
+        table += [
+            ("openat2", setup.labelfd, Data(path.encode() + b"\0"), Data(how), len(how)),
+            ("write", Result(row + len(table)), Data(value), len(value)),
+        ]
+    return [*table, ("close", setup.labelfd)]
 
 
 def _wait(setup: Setup, row: int) -> Calls:

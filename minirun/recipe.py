@@ -102,6 +102,7 @@ INNER = (
 
 ADOPT = (
     cgroups.limit,
+    cgroups.delegate,
     rlimits.set_oom_score,
     outside.save_state,  # before the container's process goes on
 )
@@ -120,10 +121,10 @@ ENTER = (
     sysctl.write_all,  # before /proc/sys is made read-only
     program.make_cwd,  # before the root is made read-only
     mounts.lock_dev,
-    mounts.propagate_root,
     mounts.lock_root,
     mounts.lock_paths,
     mounts.mask_paths,
+    mounts.propagate_root,  # kernel: what is unbindable cannot be locked
     labels.open_procfs,
     program.prepare_environment,
     terminal.take_terminal,
@@ -154,6 +155,7 @@ START = (
 )
 
 EXEC_PREPARE = (
+    labels.check,
     capabilities.look,
     terminal.open_console_socket,
     outside.connect_pidfd_socket,

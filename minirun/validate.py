@@ -200,7 +200,6 @@ def unsupported(spec: Spec, _notes: Notes) -> None:
     """Refuse what the specification has and minirun does not yet."""
     fields: tuple[tuple[str, Any], ...] = (
         ("netDevices", spec.linux.net_devices),
-        ("mountLabel", spec.linux.mount_label),
         ("intelRdt", spec.linux.intel_rdt),
         ("personality", spec.linux.personality),
         ("memoryPolicy", spec.linux.memory_policy),

@@ -79,8 +79,6 @@ def oom_score(proc: Process, _notes: Notes) -> None:
 
 def process_unsupported(proc: Process, _notes: Notes) -> None:
     """Refuse what is not supported yet."""
-    if proc.selinux_label:
-        raise unsupported_yet("process.selinuxLabel")
     if proc.scheduler is not None:
         raise unsupported_yet("process.scheduler")
     if proc.io_priority is not None:

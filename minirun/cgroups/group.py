@@ -266,12 +266,7 @@ class Group:
         Source: config-linux.md, "Cgroup ownership"; cgroups(7), "Delegation".
         """
         os.chown(self.dirfd, uid, -1)
-        fd = os.open("/sys/kernel/cgroup/delegate", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            names = os.fsdecode(os.read(fd, 65536)).split()
-        finally:
-            os.close(fd)
-        for name in names:
+        for name in _delegated():
             try:
                 file = open_inside(self.dirfd, name, os.O_RDONLY)
             except (FileNotFoundError, PermissionError):
@@ -350,6 +345,18 @@ def open_subgroup(group: Group, name: str) -> Group:
     except (OSError, ValueError) as error:
         raise StateError(f"cannot enter sub cgroup {name!r}: {error}") from error
     return Group(group.tree, f"{group.path.rstrip('/')}/{inner}".rstrip("/"), fd)
+
+
+def _delegated() -> list[str]:
+    """List the files that the owner of a delegated cgroup may write to."""
+    try:
+        fd = os.open("/sys/kernel/cgroup/delegate", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ["cgroup.procs", "cgroup.subtree_control", "cgroup.threads"]
+    try:
+        return os.fsdecode(os.read(fd, 65536)).split()
+    finally:
+        os.close(fd)
 
 
 def _flag(text: str, key: str) -> bool:

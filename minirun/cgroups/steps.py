@@ -144,3 +144,36 @@ def limit(setup: Setup) -> None:
         setup.scope.close()
         cgroupfs.ensure(hierarchy(), setup.group.path, resources.controllers(planned))
     limits.apply(setup.group, setup.spec.linux.resources)
+
+
+def _owner(setup: Setup) -> int | None:
+    """Return the host's number of the payload's user; None where it has none."""
+    uid = setup.process.user.uid
+    if not setup.needs_private("user"):
+        return uid
+    for one in setup.spec.linux.uid_mappings:
+        if one.container_id <= uid < one.container_id + one.size:
+            return one.host_id + uid - one.container_id
+    return None
+
+
+def _writable(setup: Setup) -> bool:
+    """Whether the container sees its cgroup as the root of a tree that it may write to."""
+    return "cgroup" in setup.new_namespaces and any(
+        entry.source == "cgroup"
+        and [part for part in entry.destination.split("/") if part] == ["sys", "fs", "cgroup"]
+        and "ro" not in entry.options
+        for entry in setup.spec.mounts
+    )
+
+
+@step(
+    lambda setup: _writable(setup) and _owner(setup),
+    details=lambda setup: [f"chown {_owner(setup)}"],
+    why="a cgroup file system that is mounted to be written to must belong to who shall write",
+)
+def delegate(setup: Setup) -> None:
+    """Give the cgroup to the payload's user"""
+    uid = _owner(setup)
+    if setup.group is not None and uid is not None:
+        setup.group.delegate(uid)

@@ -84,10 +84,12 @@ _MOVE_MOUNT_NAMES = {
 FSOPEN_CLOEXEC = 1
 FSMOUNT_CLOEXEC = 1
 FSPICK_CLOEXEC = 1
+FSPICK_EMPTY_PATH = 8
 _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_SET_FD = 5
 _FSCONFIG_CMD_CREATE = 6
+_FSCONFIG_CMD_RECONFIGURE = 7
 
 MOUNT_ATTR_RDONLY = 0x00000001
 MOUNT_ATTR_NOSUID = 0x00000002
@@ -117,6 +119,7 @@ _move_mount = syscall(429, c_int, c_char_p, c_int, c_char_p, c_uint)
 _fsopen = syscall(430, c_char_p, c_uint)
 _fsconfig = syscall(431, c_int, c_uint, c_char_p, c_void_p, c_int)
 _fsmount = syscall(432, c_int, c_uint, c_uint)
+_fspick = syscall(433, c_int, c_char_p, c_uint)
 _mount_setattr = syscall(442, c_int, c_char_p, c_uint, c_void_p, c_size_t)
 
 
@@ -224,6 +227,24 @@ def fsconfig_create(fd: int) -> None:
         _fsconfig,
         (fd, _FSCONFIG_CMD_CREATE, None, None, 0),
         lambda: f"fsconfig({fd}, FSCONFIG_CMD_CREATE, NULL, NULL, 0)",
+    )
+
+
+def fspick(fd: int) -> int:
+    """Begin to change the file system of the mount that `fd` holds. Source: fspick(2), 5.2."""
+    return call(
+        _fspick,
+        (fd, b"", FSPICK_CLOEXEC | FSPICK_EMPTY_PATH),
+        lambda: f'fspick({fd}, "", FSPICK_CLOEXEC|FSPICK_EMPTY_PATH)',
+    )
+
+
+def fsconfig_reconfigure(fd: int) -> None:
+    """Change the file system that `fspick` chose, as configured."""
+    call(
+        _fsconfig,
+        (fd, _FSCONFIG_CMD_RECONFIGURE, None, None, 0),
+        lambda: f"fsconfig({fd}, FSCONFIG_CMD_RECONFIGURE, NULL, NULL, 0)",
     )
 
 

@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 
-from minirun import mountoptions
 from minirun.engine import defaults
 from minirun.errors import ConfigError
 from minirun.grammar import Verb
 from minirun.options import GLOBALS, HUMAN, VERBS
-from minirun.spec import Mount, Spec
+from minirun.spec import Spec
 from minirun.validate import validate
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -82,9 +81,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "linux.netDevices": {"linux": {"netDevices": {"eth0": {}}}},
     "linux.personality": {"linux": {"personality": {"domain": "LINUX"}}},
     "linux.memoryPolicy": {"linux": {"memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0"}}},
-    "linux.mountLabel": {"linux": {"mountLabel": "x"}},
     "vm": {"vm": {"kernel": {"path": "/k"}}},
-    "process.selinuxLabel": {"process": {"selinuxLabel": "x"}},
     "process.scheduler": {"process": {"scheduler": {"policy": "SCHED_IDLE"}}},
     "process.ioPriority": {"process": {"ioPriority": {"class": "IOPRIO_CLASS_IDLE"}}},
     "process.execCPUAffinity": {"process": {"execCPUAffinity": {"initial": "0"}}},
@@ -106,17 +103,6 @@ def test_fields_that_are_said_to_be_refused_are(field: str) -> None:
     with pytest.raises(ConfigError, match="is not supported yet") as caught:
         validate(Spec.decode(config))
     assert caught.value.path == field
-
-
-def test_mount_options_that_are_said_to_be_refused_are() -> None:
-    told = re.search(r"the mount options (.*?)\.", part("What does not work yet"), re.S)
-    assert told is not None
-    names = re.findall(r"`([\w-]+)`", told[1])
-    assert sorted(names) == sorted(mountoptions.UNSUPPORTED)
-    for name in names:
-        entry = Mount.decode({"destination": "/x", "type": "tmpfs", "options": [name]}, "mounts[0]")
-        with pytest.raises(ConfigError, match="is not supported yet"):
-            mountoptions.parse(entry, "mounts[0]")
 
 
 def test_error_words_are_in_the_program() -> None:

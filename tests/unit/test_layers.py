@@ -20,7 +20,7 @@ LAYERS = {
     "words": """errors record refuse spec jsontext units log step setup grammar options profiles
         precompiled precompile __version__""",
     "helpers": "inroot procfs idmap channel state blockdev dbus privilege unixsocket",
-    "facilities": """capabilities cgroups devicefilter devicerules devices enosys executable
+    "facilities": """capabilities cgroups copyup devicefilter devicerules devices enosys executable
         filtercache hooks hostname joining keyrings labels mountoptions mounts namespaces outside
         payload program rlimits seccomp sync syscallfilter sysctl terminal""",
     "recipe": "recipe child parent plan validate validate_namespaces validate_process",
@@ -35,7 +35,7 @@ LAYERS = {
 PARTS = {
     "devicerules": {"devicefilter"},
     "joining": {"namespaces"},
-    "mounts": {"mountoptions"},
+    "mounts": {"copyup", "mountoptions"},
     "outside": {"namespaces"},
     "payload": {"labels"},
     "program": {"executable"},

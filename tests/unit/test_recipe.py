@@ -58,6 +58,7 @@ INNER
     hooks.create_container
 ADOPT
     cgroups.limit
+    cgroups.delegate
     rlimits.set_oom_score
     outside.save_state
 HOOKS
@@ -71,10 +72,10 @@ ENTER
     sysctl.write_all
     program.make_cwd
     mounts.lock_dev
-    mounts.propagate_root
     mounts.lock_root
     mounts.lock_paths
     mounts.mask_paths
+    mounts.propagate_root
     labels.open_procfs
     program.prepare_environment
     terminal.take_terminal
@@ -99,6 +100,7 @@ START
     hooks.start_container
     payload.become
 EXEC_PREPARE
+    labels.check
     capabilities.look
     terminal.open_console_socket
     outside.connect_pidfd_socket

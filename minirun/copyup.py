@@ -1,0 +1,84 @@
+"""The option tmpcopyup: a new tmpfs begins with what the image has at its place (config.md).
+
+Both sides are descriptors, and every name is opened below its directory without following links:
+the image may be hostile, and what it names must not lead out of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+_CHUNK = 1 << 20
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def copy_tree(source: int, target: int) -> None:
+    """Copy what is in the directory `source` into `target`, an empty one.
+
+    Owners, modes, times and extended attributes are kept; hard links become files of their own.
+    Raises OSError: ENOSPC when the target is too small, EPERM for devices in a user namespace.
+    """
+    for name in os.listdir(source):
+        status = os.stat(name, dir_fd=source, follow_symlinks=False)
+        kind = stat.S_IFMT(status.st_mode)
+        if kind == stat.S_IFDIR:
+            _copy_directory(source, target, name)
+        elif kind == stat.S_IFREG:
+            _copy_file(source, target, name)
+        elif kind == stat.S_IFLNK:
+            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+        else:
+            os.mknod(name, status.st_mode, status.st_rdev, dir_fd=target)
+        _keep(target, name, status)
+
+
+def _copy_directory(source: int, target: int, name: str) -> None:
+    os.mkdir(name, 0o700, dir_fd=target)
+    flags = _READ | os.O_DIRECTORY
+    from_fd = os.open(name, flags, dir_fd=source)
+    to_fd = os.open(name, flags, dir_fd=target)
+    try:
+        copy_tree(from_fd, to_fd)
+        _copy_attributes(from_fd, to_fd)
+    finally:
+        os.close(from_fd)
+        os.close(to_fd)
+
+
+def _copy_file(source: int, target: int, name: str) -> None:
+    from_fd = os.open(name, _READ | os.O_NONBLOCK, dir_fd=source)
+    to_fd = os.open(name, _CREATE, 0o600, dir_fd=target)
+    try:
+        while os.sendfile(to_fd, from_fd, None, _CHUNK):
+            pass
+        _copy_attributes(from_fd, to_fd)
+    finally:
+        os.close(from_fd)
+        os.close(to_fd)
+
+
+def _copy_attributes(source: int, target: int) -> None:
+    try:
+        names = os.listxattr(source)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return
+        raise
+    for name in names:
+        try:
+            os.setxattr(target, name, os.getxattr(source, name))
+        except OSError as error:
+            # A tmpfs has no user.* before Linux 6.6; others are not ours in a user namespace.
+            if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+                raise
+
+
+def _keep(target: int, name: str, status: os.stat_result) -> None:
+    os.chown(name, status.st_uid, status.st_gid, dir_fd=target, follow_symlinks=False)
+    if not stat.S_ISLNK(status.st_mode):
+        os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=target)  # chown cleared set-user-ID
+    times = (status.st_atime_ns, status.st_mtime_ns)
+    os.utime(name, ns=times, dir_fd=target, follow_symlinks=False)

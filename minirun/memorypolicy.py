@@ -1,0 +1,72 @@
+"""linux.memoryPolicy: on which NUMA nodes the payload's memory lies (set_mempolicy(2))."""
+
+from __future__ import annotations
+
+from minirun import ranges
+from minirun.kernel import process
+from minirun.refuse import refuse_unless
+from minirun.step import step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minirun.setup import Setup
+    from minirun.spec import MemoryPolicy
+
+# include/uapi/linux/mempolicy.h
+MODES = {
+    "MPOL_DEFAULT": 0,
+    "MPOL_PREFERRED": 1,
+    "MPOL_BIND": 2,
+    "MPOL_INTERLEAVE": 3,
+    "MPOL_LOCAL": 4,
+    "MPOL_PREFERRED_MANY": 5,  # Linux 5.15
+    "MPOL_WEIGHTED_INTERLEAVE": 6,  # Linux 6.9
+}
+FLAGS = {
+    "MPOL_F_NUMA_BALANCING": 1 << 13,
+    "MPOL_F_RELATIVE_NODES": 1 << 14,
+    "MPOL_F_STATIC_NODES": 1 << 15,
+}
+_WHERE = "linux.memoryPolicy"
+_WITHOUT_NODES = ("MPOL_DEFAULT", "MPOL_LOCAL")
+_EITHER = ("MPOL_PREFERRED",)
+
+
+def check(policy: MemoryPolicy) -> None:
+    """Refuse what the kernel would, by the field's name. Raises ConfigError."""
+    mode = policy.mode
+    refuse_unless(mode in MODES, f"{_WHERE}.mode", f"unknown mode {mode!r}")
+    for number, name in enumerate(policy.flags):
+        refuse_unless(name in FLAGS, f"{_WHERE}.flags[{number}]", f"unknown flag {name!r}")
+    both = {"MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"} <= set(policy.flags)
+    refuse_unless(not both, f"{_WHERE}.flags", "relative and static nodes exclude each other")
+    balanced = "MPOL_F_NUMA_BALANCING" in policy.flags
+    refuse_unless(
+        not balanced or mode == "MPOL_BIND",
+        f"{_WHERE}.flags",
+        "MPOL_F_NUMA_BALANCING goes with MPOL_BIND only",
+    )
+    nodes = ranges.parse(policy.nodes or "", f"{_WHERE}.nodes")
+    if mode in _WITHOUT_NODES:
+        refuse_unless(not nodes, f"{_WHERE}.nodes", f"{mode} takes no nodes")
+    elif mode not in _EITHER:
+        refuse_unless(nodes, f"{_WHERE}.nodes", f"{mode} needs at least one node")
+
+
+def _describe(setup: Setup) -> list[str]:
+    policy = setup.spec.linux.memory_policy
+    return [] if policy is None else [f"{policy.mode} {policy.nodes or ''}".strip()]
+
+
+@step(_describe, details=_describe, why="it is the thread's own, and stays across execve(2)")
+def apply(setup: Setup) -> None:
+    """Set the NUMA memory policy"""
+    policy = setup.spec.linux.memory_policy
+    assert policy is not None
+    mode = MODES[policy.mode]
+    for name in policy.flags:
+        mode |= FLAGS[name]
+    mask = 0
+    for node in ranges.parse(policy.nodes or "", f"{_WHERE}.nodes"):
+        mask |= 1 << node
+    process.set_mempolicy(mode, mask)

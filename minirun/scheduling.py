@@ -1,0 +1,134 @@
+"""How the payload is scheduled: policy, I/O priority, CPUs (sched(7), ioprio_set(2)).
+
+All of it is set from outside and late: the host's rights are needed for what rises above the
+ordinary, whatever the container's user namespace, and the set-up itself must not run under it
+(a process with SCHED_DEADLINE cannot even fork).
+"""
+
+from __future__ import annotations
+
+import os
+
+from minirun import ranges
+from minirun.kernel import process
+from minirun.kernel.libc import failure, trace
+from minirun.step import step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from minirun.setup import Setup
+
+# include/uapi/linux/sched.h; the kernel has reserved 4 and refuses it.
+POLICIES = {
+    "SCHED_OTHER": 0,
+    "SCHED_FIFO": 1,
+    "SCHED_RR": 2,
+    "SCHED_BATCH": 3,
+    "SCHED_ISO": 4,
+    "SCHED_IDLE": 5,
+    "SCHED_DEADLINE": 6,
+}
+FLAGS = {
+    "SCHED_FLAG_RESET_ON_FORK": 0x01,
+    "SCHED_FLAG_RECLAIM": 0x02,
+    "SCHED_FLAG_DL_OVERRUN": 0x04,
+    "SCHED_FLAG_KEEP_POLICY": 0x08,
+    "SCHED_FLAG_KEEP_PARAMS": 0x10,
+    "SCHED_FLAG_UTIL_CLAMP_MIN": 0x20,
+    "SCHED_FLAG_UTIL_CLAMP_MAX": 0x40,
+}
+# include/uapi/linux/ioprio.h
+IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
+IO_LEVELS = 8
+_IOPRIO_WHO_PROCESS = 1
+_IOPRIO_CLASS_SHIFT = 13
+
+
+def _scheduler(setup: Setup) -> list[str]:
+    found = setup.process.scheduler
+    return [] if found is None else [repr(found).removeprefix("Scheduler")]
+
+
+@step(_scheduler, details=_scheduler)
+def set_scheduler(setup: Setup) -> None:
+    """Set the scheduling policy"""
+    asked = setup.process.scheduler
+    assert asked is not None
+    bits = 0
+    for name in asked.flags:
+        bits |= FLAGS[name]
+    process.sched_setattr(
+        setup.pid,
+        POLICIES[asked.policy],
+        flags_=bits,
+        nice=asked.nice,
+        priority=asked.priority,
+        runtime=asked.runtime,
+        deadline=asked.deadline,
+        period=asked.period,
+    )
+
+
+def _io_priority(setup: Setup) -> list[str]:
+    found = setup.process.io_priority
+    return [] if found is None else [f"{found.cls} {found.priority}"]
+
+
+@step(_io_priority, details=_io_priority)
+def set_io_priority(setup: Setup) -> None:
+    """Set the I/O priority"""
+    asked = setup.process.io_priority
+    assert asked is not None
+    value = IO_CLASSES[asked.cls] << _IOPRIO_CLASS_SHIFT | asked.priority
+    process.ioprio_set(_IOPRIO_WHO_PROCESS, setup.pid, value)
+
+
+@step(
+    lambda setup: setup.group is not None,
+    why="the caller's CPUs say nothing of the container's, which its cgroup bounds",
+)
+def reset_affinity(setup: Setup) -> None:
+    """Let the container run on all the CPUs of its cgroup"""
+    _set_affinity(setup.pid, _all())
+
+
+@step(
+    lambda setup: setup.process.exec_cpu_affinity and setup.process.exec_cpu_affinity.initial,
+    details=lambda setup: [str(setup.process.exec_cpu_affinity)],
+)
+def set_initial_affinity(setup: Setup) -> None:
+    """Run on the CPUs that are asked for while the process is made"""
+    asked = setup.process.exec_cpu_affinity
+    assert asked is not None
+    _set_affinity(0, ranges.parse(asked.initial or "", "process.execCPUAffinity.initial"))
+
+
+@step(
+    lambda setup: setup.process.exec_cpu_affinity or setup.exec_group is not None,
+    details=lambda setup: [str(setup.process.exec_cpu_affinity)],
+)
+def set_final_affinity(setup: Setup) -> None:
+    """Set the CPUs of the process: those that are asked for, else all of the cgroup"""
+    asked = setup.process.exec_cpu_affinity
+    final = asked.final if asked else None
+    if final:
+        _set_affinity(setup.pid, ranges.parse(final, "process.execCPUAffinity.final"))
+    elif setup.exec_group is not None:
+        _set_affinity(setup.pid, _all())
+
+
+def _all() -> range:
+    # As many as there can be: what the cgroup does not have the kernel leaves out.
+    return range(os.sysconf("SC_NPROCESSORS_CONF"))
+
+
+def _set_affinity(pid: int, cpus: Iterable[int]) -> None:
+    numbers = sorted(cpus)
+    text = f"sched_setaffinity({pid}, {numbers})"
+    try:
+        os.sched_setaffinity(pid, numbers)
+    except OSError as error:
+        raise failure(error.errno or 0, text) from None
+    trace(lambda: text)
