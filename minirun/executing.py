@@ -14,6 +14,7 @@ from minirun.validate_process import validate_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from minirun.cgroups.group import Group
     from minirun.state import Container
 
 
@@ -67,5 +68,19 @@ def _enter_group(setup: Setup, container: Container) -> None:
         raise StateError("cannot exec in a paused container (use --ignore-paused to override)")
     if setup.launch.cgroup:
         group = open_subgroup(group, setup.launch.cgroup)
+    elif (group.get("cgroup.subtree_control") or "").strip():
+        group = _where_init_is(setup.pid, group)
     setup.group_fd = group.dirfd
     setup.exec_group = group
+
+
+def _where_init_is(pid: int, group: Group) -> Group:
+    """Open the group of the container's first process: the container's own may hold no process.
+
+    A container that divides its group, as systemd does, has moved itself below it; cgroup-v2.rst,
+    "No Internal Process Constraint". runc goes there too.
+    """
+    with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        path = next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), "")
+    below = path.removeprefix(group.path.rstrip("/") + "/")
+    return open_subgroup(group, below) if below != path else group

@@ -182,7 +182,14 @@ def version() -> str:
     from minirun import SPEC_VERSION, __version__
 
     python = ".".join([str(number) for number in sys.version_info[:3]])
-    lines = [f"minirun version {__version__}", f"spec: {SPEC_VERSION}", f"python: {python}"]
+    lines = [f"minirun version {__version__}"]
+    try:
+        from minirun.revision import COMMIT  # type: ignore[import-not-found]  # by scripts/install
+
+        lines.append(f"commit: {COMMIT}")
+    except ModuleNotFoundError:  # run from a checkout
+        pass
+    lines += [f"spec: {SPEC_VERSION}", f"python: {python}"]
     library = libseccomp_version()
     if library:
         lines.append(f"libseccomp: {library}")

@@ -6,7 +6,7 @@ import os
 
 from minirun import container, jsontext, log
 from minirun.cli.place import container_id, state_root
-from minirun.errors import MinirunError, UsageError
+from minirun.errors import MinirunError, Unsupported, UsageError
 from minirun.spec import CPU, BlockIO, Memory, Pids, Resources
 from minirun.units import parse_count, parse_limit
 
@@ -34,6 +34,13 @@ _MEMORY = (
     ("memory_swap", "swap", "size"),
     ("memory_reservation", "reservation", "size"),
 )
+
+
+_RESCTRL = "/sys/fs/resctrl/schemata"
+_RDT = {
+    "l3_cache_schema": "Intel RDT/CAT: l3 cache schema is not enabled",
+    "mem_bw_schema": "Intel RDT/MBA: memory bandwidth schema is not enabled",
+}
 
 
 def update(options: Options) -> int:
@@ -67,13 +74,26 @@ def resources_of(options: Options) -> Resources:
         found["pids"] = Pids(limit=options.pids_limit)
     if options.blkio_weight:
         found["block_io"] = BlockIO(weight=_weight(options.blkio_weight))
-    for name in ("l3_cache_schema", "mem_bw_schema"):
-        if getattr(options, name):
-            raise MinirunError(f"--{name.replace('_', '-')} is not supported yet")
+    _refuse_rdt(options)
     for name in ("kernel_memory", "kernel_memory_tcp"):
         if getattr(options, name):
             log.warning(f"--{name.replace('_', '-')} is ignored: the kernel has no such limit")
     return Resources(**found)
+
+
+def _refuse_rdt(options: Options) -> None:
+    """Refuse Intel RDT's schemas: first, as runc does, where the kernel does not have them."""
+    for name, what in _RDT.items():
+        if not getattr(options, name):
+            continue
+        if not os.path.exists(_RESCTRL):
+            raise Unsupported(
+                what,
+                cause=f"resctrl is not mounted on {os.path.dirname(_RESCTRL)}: only some "
+                "processors have it",
+                fix="mount -t resctrl resctrl /sys/fs/resctrl, where the processor has it",
+            )
+        raise Unsupported(f"--{name.replace('_', '-')} is not supported yet")
 
 
 def _weight(value: int) -> int:

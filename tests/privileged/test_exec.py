@@ -22,6 +22,10 @@ from runtime import (
     zombies,
 )
 
+from minirun.cgroups.group import open_group
+from minirun.cgroups.hierarchy import hierarchy
+from minirun.executing import _where_init_is
+
 if TYPE_CHECKING:
     from runtime import Box
 
@@ -102,6 +106,34 @@ def test_exec_in_a_group_below(box: Box) -> None:
     (group / "below").mkdir()
     place = box.exec_probe(flags=["--cgroup", "below"])["cgroup"].splitlines()[-1]
     assert place == f"0::{str(group)[14:]}/below"
+
+
+@pytest.mark.requires("cgroup2")
+def test_the_group_of_the_first_process(box: Box) -> None:
+    """Where exec goes when the container's own group may hold no process any more."""
+    pid = box.up()
+    place = cgroup_of(pid)
+    tree = hierarchy()
+    group = open_group(tree, str(place)[14:])
+    assert group is not None
+    with group:
+        assert _where_init_is(pid, group).path == group.path
+        (place / "init").mkdir()
+        (place / "init" / "cgroup.procs").write_text(str(pid))
+        with _where_init_is(pid, group) as found:
+            assert found.path == f"{group.path}/init"
+
+
+@pytest.mark.vm
+@pytest.mark.requires("limits")
+def test_exec_where_the_container_has_divided_its_group(box: Box) -> None:
+    pid = box.up()
+    place = cgroup_of(pid)
+    (place / "init").mkdir()
+    (place / "init" / "cgroup.procs").write_text(str(pid))
+    (place / "cgroup.subtree_control").write_text("+pids")
+    found = box.exec_probe()["cgroup"].splitlines()[-1]
+    assert found == f"0::{str(place)[14:]}/init"
 
 
 # ---------------------------------------------------------------- exit statuses, words

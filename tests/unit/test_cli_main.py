@@ -56,7 +56,15 @@ def test_version() -> None:
     first, *rest = done.stdout.splitlines()
     assert re.fullmatch(r"minirun version \d+\.\d+\.\d+", first)  # moby parses this line
     assert "spec: 1.3.0" in rest
+    assert all(re.fullmatch(r"[a-z]+: \S+", line) for line in rest)
     assert done.stderr == ""
+
+
+def test_an_installed_version_tells_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = type(sys)("minirun.revision")
+    module.COMMIT = "v1-0-gabc"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "minirun.revision", module)
+    assert cli.version().splitlines()[1] == "commit: v1-0-gabc"  # the place that moby expects
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])

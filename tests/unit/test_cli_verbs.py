@@ -16,6 +16,7 @@ from minirun import cli, container, log, privilege
 from minirun.cli import exec as exec_
 from minirun.cli import explain, listing
 from minirun.cli import spec as spec_
+from minirun.cli import update as cli_update
 from minirun.cli.lifecycle import signal_number
 from minirun.cli.place import container_id, default_root, state_root
 from minirun.errors import DoesNotExist, MinirunError, StateError
@@ -365,11 +366,34 @@ def test_update(words: str, calls: Calls) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["--memory x", "--cpu-share -1", "--cpu-period 1_0", "--blkio-weight 5", "--mem-bw-schema x"],
+    ["--memory x", "--cpu-share -1", "--cpu-period 1_0", "--blkio-weight 5", "--cpu-idle x"],
 )
 def test_bad_updates(words: str, calls: Calls, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(f"update {words} web") == 1
     assert words.split(maxsplit=1)[0].lstrip("-") in capfd.readouterr().err
+    assert calls.made == []
+
+
+SCHEMAS = {
+    "l3-cache-schema": "Intel RDT/CAT: l3 cache schema is not enabled",
+    "mem-bw-schema": "Intel RDT/MBA: memory bandwidth schema is not enabled",
+}
+
+
+@pytest.mark.parametrize("flag", SCHEMAS)
+def test_schemas_need_resctrl(
+    flag: str,
+    calls: Calls,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(cli_update, "_RESCTRL", str(tmp_path / "schemata"))
+    assert run(f"update --{flag} x web") == 1
+    assert capfd.readouterr().err == f"minirun: {SCHEMAS[flag]}\n"
+    (tmp_path / "schemata").touch()
+    assert run(f"update --{flag} x web") == 1
+    assert f"--{flag} is not supported yet" in capfd.readouterr().err
     assert calls.made == []
 
 
