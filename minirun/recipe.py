@@ -202,6 +202,10 @@ RESTORE = (
     terminal.open_console_socket,
     outside.connect_pidfd_socket,
     cgroups.create,
+)
+
+RESTORE_BESIDE = (  # CRIU's process is there, and waits
+    cgroups.start_scope,
     devicerules.attach,
     cgroups.limit,
 )

@@ -77,6 +77,7 @@ def _make(container: Container, setup: Setup, images: Images) -> None:
         handed,
         cgroup=setup.group_fd,
         prepare=lambda: _prepare_root(setup, point),
+        started=lambda pid: _enter(setup, pid, options),
     )
     options = {
         **images.options(setup.spec, point, _LOG),
@@ -84,8 +85,6 @@ def _make(container: Container, setup: Setup, images: Images) -> None:
         "rst_sibling": True,  # the container's process becomes our child
         "lsm_profile": images.lsm_profile,
         "lsm_mount_context": images.lsm_mount_context,
-        "ext_mnt": _external_mounts(setup),
-        "cg_root": _cgroup_roots(setup),
         "inherit_fd": [*_namespaces(setup, start.first_descriptor), *_pipes(images.fd)],
         "join_ns": _joined(setup),
     }
@@ -133,9 +132,16 @@ def _external_mounts(setup: Setup) -> list[dict[str, str]]:
     return [{"key": point, "val": source} for point, source in pairs.items()]
 
 
-def _cgroup_roots(setup: Setup) -> list[dict[str, str]]:
-    """Have the container's processes restored in the cgroup that was made for it."""
-    return [{"ctrl": "", "path": setup.group.path}] if setup.group is not None else []
+def _enter(setup: Setup, pid: int, options: dict[str, Any]) -> None:
+    """Finish the cgroup around CRIU's process, and have the container's restored in it."""
+    setup.outer_pid = pid  # for systemd, whose scopes begin with a process
+    try:
+        follow("parent", recipe.RESTORE_BESIDE, setup)
+    finally:
+        setup.outer_pid = 0  # it is not ours to reap
+    options["ext_mnt"] = _external_mounts(setup)
+    if setup.group is not None:
+        options["cg_root"] = [{"ctrl": "", "path": setup.group.path}]
 
 
 def _namespaces(setup: Setup, first: int) -> list[dict[str, Any]]:

@@ -107,8 +107,8 @@ def start_scope(setup: Setup) -> None:
 
         setup.group = systemd.enter(setup.scope, hierarchy(), setup.outer_pid or setup.pid)
         setup.undo.append(lambda: _undo_scope(setup.scope, setup.group))
-    assert setup.channel is not None
-    setup.channel.send("go")
+    if setup.channel is not None:  # CRIU's process, at restore, waits for its request
+        setup.channel.send("go")
 
 
 def _undo_scope(scope: Scope, group: Group) -> None:

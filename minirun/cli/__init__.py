@@ -184,10 +184,9 @@ def version() -> str:
     python = ".".join([str(number) for number in sys.version_info[:3]])
     lines = [f"minirun version {__version__}"]
     try:
-        from minirun.revision import COMMIT  # type: ignore[import-not-found]  # by scripts/install
-
-        lines.append(f"commit: {COMMIT}")
-    except ModuleNotFoundError:  # run from a checkout
+        __import__("minirun.revision")  # scripts/install writes it; a checkout has none
+        lines.append(f"commit: {sys.modules['minirun.revision'].COMMIT}")
+    except ModuleNotFoundError:
         pass
     lines += [f"spec: {SPEC_VERSION}", f"python: {python}"]
     library = libseccomp_version()

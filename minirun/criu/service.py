@@ -101,7 +101,8 @@ class Start:
 
     `cgroup` is the descriptor of the group it starts in. `prepare` is called in it first; what it
     raises is told as the failure. Then it opens `directories`, which become its descriptors 4, 5 …,
-    and `descriptors` of ours follow them.
+    and `descriptors` of ours follow them. `started` is called in this process with its pid, before
+    CRIU is sent the request, which it may still change.
     """
 
     def __init__(
@@ -111,11 +112,13 @@ class Start:
         *,
         cgroup: int | None = None,
         prepare: Callable[[], None] | None = None,
+        started: Callable[[int], None] | None = None,
     ) -> None:
         self.directories = directories
         self.descriptors = descriptors
         self.cgroup = cgroup
         self.prepare = prepare
+        self.started = started
 
     @property
     def first_descriptor(self) -> int:
@@ -134,15 +137,17 @@ def ask(
     """
     import _socket
 
-    path = find()
+    path, start = find(), start or Start()
     kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, kind)
     pid = 0
     try:
-        pid = _spawn(path, theirs, start or Start())
+        pid = _spawn(path, theirs, start)
         theirs.close()
         sock = _conversation(ours)
         try:
+            if start.started is not None:
+                start.started(pid)
             sock.send(protobuf.encode(request, REQUEST))
             answer = _converse(sock, notify)
         finally:

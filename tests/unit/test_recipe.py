@@ -140,6 +140,8 @@ RESTORE
     terminal.open_console_socket
     outside.connect_pidfd_socket
     cgroups.create
+RESTORE_BESIDE
+    cgroups.start_scope
     devicerules.attach
     cgroups.limit
 RESTORED
@@ -185,7 +187,7 @@ BEFORE = [
     ("EXEC", "capabilities.set_no_new_privs", "capabilities.drop", "prctl(2)"),
     ("EXEC", "syscallfilter.load_privileged", "capabilities.drop", "it needs CAP_SYS_ADMIN"),
     ("EXEC", "capabilities.drop", "payload.become", "what else would be the point"),
-    ("RESTORE", "cgroups.create", "devicerules.attach", "of the group"),
+    ("RESTORE_BESIDE", "cgroups.start_scope", "devicerules.attach", "to the group"),
     ("ADOPT HOOKS", "outside.save_state", "hooks.create_runtime", "hooks may ask for the state"),
 ]
 
@@ -222,7 +224,7 @@ def test_the_plan_has_every_stage_of_create_once() -> None:
     left = {name for name, stage in stages().items() if stage not in listed}
     assert left == {
         *("EXEC_PREPARE", "EXEC", "EXEC_BESIDE", "EXEC_SETTLE"),
-        *("RESTORE", "RESTORED", "RESTORE_SETTLE"),
+        *("RESTORE", "RESTORE_BESIDE", "RESTORED", "RESTORE_SETTLE"),
     }
 
 
