@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import stat
 
+from minirun.kernel.libc import MACHINE
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     Advice = tuple[str, str]
@@ -116,13 +118,12 @@ def _elf(path: str, head: bytes) -> Advice:
     def number(offset: int, size: int) -> int:
         return int.from_bytes(head[offset : offset + size], order)  # type: ignore[arg-type]
 
-    machine = os.uname().machine
     name, runs_on = _MACHINES.get(number(18, 2), ("", ()))
-    if not name or machine not in runs_on:
+    if not name or MACHINE not in runs_on:
         built = name or f"a machine of number {number(18, 2)}"
         return (
-            f"{path} was built for {built}, and this machine is {machine}",
-            f"take a root filesystem for {machine}, or register an emulator (qemu-user-static)",
+            f"{path} was built for {built}, and this machine is {MACHINE}",
+            f"take a root filesystem for {MACHINE}, or register an emulator (qemu-user-static)",
         )
     wide = head[4:5] == b"\2"  # ELFCLASS64
     table, size, count = (

@@ -38,6 +38,7 @@ def _prepare(container: Container, process: Process, launch: Launch) -> Setup:
     spec = container.spec
     if not process.args:
         raise ConfigError("process.args", "must not be empty")
+    process = _inherited(process, spec.process)
     setup = Setup(container.id, spec, process, container.saved.bundle, launch)
     tell_steps(setup)
     setup.notes += validate_process(process)
@@ -53,6 +54,19 @@ def _prepare(container: Container, process: Process, launch: Launch) -> Setup:
         setup.setgroups_denied = file.read(4) == b"deny"
     follow("parent", recipe.EXEC_PREPARE, setup)
     return setup
+
+
+def _inherited(process: Process, first: Process | None) -> Process:
+    """Take from the container's process what this one does not say itself, as runc does."""
+    if first is None:
+        return process
+    names = (
+        "apparmor_profile", "selinux_label", "rlimits", "io_priority", "scheduler",
+        "exec_cpu_affinity",
+    )  # fmt: skip
+    return process.replace(
+        **{name: getattr(first, name) for name in names if not getattr(process, name)}
+    )
 
 
 def _enter_group(setup: Setup, container: Container) -> None:

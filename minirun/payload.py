@@ -10,6 +10,7 @@ import struct
 
 from minirun import labels
 from minirun.kernel import process, trampoline
+from minirun.kernel.libc import MACHINE
 from minirun.kernel.path import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_XDEV
 from minirun.kernel.resource import RLIMITS
 from minirun.kernel.seccomp import SECCOMP_SET_MODE_FILTER
@@ -51,7 +52,7 @@ def _filtered(setup: Setup) -> bool:
 @step(details=_describe, why="/proc/self/exe must never be the host's interpreter: CVE-2019-5736")
 def prepare(setup: Setup) -> None:
     """Make the program that waits for start and becomes the payload"""
-    image = trampoline.build(os.uname().machine, calls(setup), setup.report_to)
+    image = trampoline.build(MACHINE, calls(setup), setup.report_to)
     setup.image = trampoline.sealed(image)
 
 

@@ -29,13 +29,16 @@ from minirun import (
     joining,
     keyrings,
     labels,
+    memorypolicy,
     mounts,
     namespaces,
     outside,
     payload,
+    personality,
     procfs,
     program,
     rlimits,
+    scheduling,
     sync,
     syscallfilter,
     sysctl,
@@ -103,6 +106,7 @@ INNER = (
 ADOPT = (
     cgroups.limit,
     cgroups.delegate,
+    scheduling.reset_affinity,  # after cpuset.cpus, which bounds it
     rlimits.set_oom_score,
     outside.save_state,  # before the container's process goes on
 )
@@ -132,6 +136,8 @@ ENTER = (
     terminal.own_streams,
     program.set_umask,
     program.reset_signals,
+    personality.apply,
+    memorypolicy.apply,
     capabilities.set_no_new_privs,
     syscallfilter.load_privileged,  # kernel: without no_new_privs, while CAP_SYS_ADMIN is there
     capabilities.drop,
@@ -144,6 +150,8 @@ ENTER = (
 
 SETTLE = (
     rlimits.raise_hard,
+    scheduling.set_scheduler,
+    scheduling.set_io_priority,
     outside.send_pidfd,
     outside.write_pid_file,
 )
@@ -156,6 +164,7 @@ START = (
 
 EXEC_PREPARE = (
     labels.check,
+    scheduling.set_initial_affinity,
     capabilities.look,
     terminal.open_console_socket,
     outside.connect_pidfd_socket,
@@ -176,6 +185,8 @@ EXEC = (
     terminal.own_streams,
     program.set_umask,
     program.reset_signals,
+    personality.apply,
+    memorypolicy.apply,
     capabilities.set_no_new_privs,
     syscallfilter.load_privileged,
     capabilities.drop,
@@ -191,6 +202,9 @@ EXEC_BESIDE = (cgroups.join_scope,)
 
 EXEC_SETTLE = (
     rlimits.raise_hard,
+    scheduling.set_final_affinity,
+    scheduling.set_scheduler,  # kernel: SCHED_DEADLINE fixes the CPUs
+    scheduling.set_io_priority,
     rlimits.set_oom_score,
     outside.send_pidfd,
     outside.write_pid_file,

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import os
 
+from minirun import memorypolicy
 from minirun.errors import ConfigError
+from minirun.personality import DOMAINS
 from minirun.refuse import absolute, refuse_unless, unsupported_yet
 from minirun.spec import Spec
 from minirun.validate_namespaces import (
@@ -184,6 +186,23 @@ def hugepages(spec: Spec, _notes: Notes) -> None:
         )
 
 
+def personality(spec: Spec, notes: Notes) -> None:
+    """Refuse an unknown execution domain."""
+    asked = spec.linux.personality
+    if asked is None:
+        return
+    where = "linux.personality.domain"
+    refuse_unless(asked.domain in DOMAINS, where, f"unknown domain {asked.domain!r}")
+    if asked.flags:
+        notes.append("linux.personality.flags is ignored: the specification has no flag yet")
+
+
+def memory_policy(spec: Spec, _notes: Notes) -> None:
+    """Refuse a memory policy that the kernel would."""
+    if spec.linux.memory_policy is not None:
+        memorypolicy.check(spec.linux.memory_policy)
+
+
 def hooks(spec: Spec, _notes: Notes) -> None:
     """Refuse hooks without an absolute path, or with a timeout that is none."""
     for name, field in spec.hooks._fields.items():
@@ -201,8 +220,6 @@ def unsupported(spec: Spec, _notes: Notes) -> None:
     fields: tuple[tuple[str, Any], ...] = (
         ("netDevices", spec.linux.net_devices),
         ("intelRdt", spec.linux.intel_rdt),
-        ("personality", spec.linux.personality),
-        ("memoryPolicy", spec.linux.memory_policy),
     )
     for name, value in fields:
         if value not in (None, "", {}):
@@ -226,6 +243,8 @@ CHECKS: tuple[Check, ...] = (
     propagation,
     devices,
     hugepages,
+    personality,
+    memory_policy,
     hooks,
     unsupported,
 )

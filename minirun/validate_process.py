@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from minirun import ranges
 from minirun.kernel.capability import NUMBERS as CAPABILITIES
 from minirun.kernel.resource import RLIMITS
-from minirun.refuse import absolute, refuse_unless, unsupported_yet
+from minirun.refuse import absolute, refuse_unless
+from minirun.scheduling import FLAGS as SCHED_FLAGS
+from minirun.scheduling import IO_CLASSES, IO_LEVELS, POLICIES
 from minirun.spec import Process
 
 TYPE_CHECKING = False
@@ -77,15 +80,55 @@ def oom_score(proc: Process, _notes: Notes) -> None:
     )
 
 
-def process_unsupported(proc: Process, _notes: Notes) -> None:
-    """Refuse what is not supported yet."""
-    if proc.scheduler is not None:
-        raise unsupported_yet("process.scheduler")
-    if proc.io_priority is not None:
-        raise unsupported_yet("process.ioPriority")
-    affinity = proc.exec_cpu_affinity
-    if affinity is not None and (affinity.initial or affinity.final):
-        raise unsupported_yet("process.execCPUAffinity")
+def scheduler(proc: Process, _notes: Notes) -> None:
+    """Refuse policies and flags that are unknown, and what does not go with the policy."""
+    asked, where = proc.scheduler, "process.scheduler"
+    if asked is None:
+        return
+    policy = asked.policy
+    refuse_unless(policy in POLICIES, f"{where}.policy", f"unknown policy {policy!r}")
+    for number, name in enumerate(asked.flags):
+        refuse_unless(name in SCHED_FLAGS, f"{where}.flags[{number}]", f"unknown flag {name!r}")
+    refuse_unless(
+        policy not in ("SCHED_OTHER", "SCHED_BATCH") or -20 <= asked.nice <= 19,
+        f"{where}.nice",
+        f"must be from -20 to 19, not {asked.nice}",
+    )
+    refuse_unless(
+        not asked.priority or policy in ("SCHED_FIFO", "SCHED_RR"),
+        f"{where}.priority",
+        "goes with SCHED_FIFO and SCHED_RR only",
+    )
+    for name in ("runtime", "deadline", "period"):
+        refuse_unless(
+            not getattr(asked, name) or policy == "SCHED_DEADLINE",
+            f"{where}.{name}",
+            "goes with SCHED_DEADLINE only",
+        )
+
+
+def io_priority(proc: Process, _notes: Notes) -> None:
+    """Refuse classes and levels that the kernel does not have."""
+    asked, where = proc.io_priority, "process.ioPriority"
+    if asked is None:
+        return
+    refuse_unless(asked.cls in IO_CLASSES, f"{where}.class", f"unknown class {asked.cls!r}")
+    good = 0 <= asked.priority < IO_LEVELS
+    refuse_unless(
+        good, f"{where}.priority", f"must be from 0 to {IO_LEVELS - 1}, not {asked.priority}"
+    )
+
+
+def exec_affinity(proc: Process, _notes: Notes) -> None:
+    """Refuse what is no list of CPUs."""
+    asked = proc.exec_cpu_affinity
+    if asked is None:
+        return
+    for name in ("initial", "final"):
+        text = getattr(asked, name)
+        if text:
+            where = f"process.execCPUAffinity.{name}"
+            refuse_unless(ranges.parse(text, where), where, "names no CPU")
 
 
 PROCESS_CHECKS: tuple[ProcessCheck, ...] = (
@@ -95,5 +138,7 @@ PROCESS_CHECKS: tuple[ProcessCheck, ...] = (
     capabilities,
     rlimits,
     oom_score,
-    process_unsupported,
+    scheduler,
+    io_priority,
+    exec_affinity,
 )

@@ -12,6 +12,7 @@ from minirun import (
     SPEC_VERSION_MIN,
     __version__,
     jsontext,
+    memorypolicy,
     mountoptions,
     namespaces,
     refuse,
@@ -114,7 +115,12 @@ def _rule(action: str) -> dict[str, Any]:
 def _memory_policy() -> dict[str, Any]:
     if not knows(memoryPolicy={"mode": "MPOL_INTERLEAVE", "nodes": "0"}):
         return {}
-    return {"memoryPolicy": {"modes": [], "flags": []}}
+    return {
+        "memoryPolicy": {
+            "modes": list(memorypolicy.MODES),
+            "flags": list(memorypolicy.FLAGS),
+        }
+    }
 
 
 def _loads(module: str) -> bool:

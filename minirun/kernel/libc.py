@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     Text = Callable[[], str]
     Tracer = Callable[[str, int, int], None]
 
-_MACHINE = os.uname().machine
+# As at the start: a container's execution domain (personality(2)) changes what uname(2) says.
+MACHINE = os.uname().machine
 
 # Called after every system call of a binding with its text, its result and its errno (0: success).
 # None costs nothing: the text is not made. Set by `traced`.
@@ -47,7 +48,7 @@ def syscall(number: int | Mapping[str, int], *argtypes: Any) -> Any:
     `number` is one number where all architectures agree (since 424, pidfd_send_signal), else a
     mapping from `uname -m` to the number. An architecture that is not in it gives ENOSYS.
     """
-    chosen = number if isinstance(number, int) else number.get(_MACHINE, -1)
+    chosen = number if isinstance(number, int) else number.get(MACHINE, -1)
     raw = c.function("syscall", (c_long, *argtypes), c_long)
 
     def invoke(*args: Any) -> int:

@@ -201,7 +201,8 @@ def sched_setattr(
 ) -> None:
     """Set scheduling policy and parameters of `pid` (0: this thread). Source: sched_setattr(2)."""
     fields = (policy, flags_, nice, priority, runtime, deadline, period)
-    attr = struct.pack("=IIQiIQQQ", 48, *fields)  # struct sched_attr, its size first
+    # struct sched_attr as of Linux 5.3: its size first, the utilization clamps last.
+    attr = struct.pack("=IIQiIQQQII", 56, *fields, 0, 0)
     call(
         _sched_setattr,
         (pid, attr, 0),

@@ -79,12 +79,7 @@ def test_the_first_page_names_every_verb_and_global_option() -> None:
 REFUSED: dict[str, dict[str, Any]] = {
     "linux.intelRdt": {"linux": {"intelRdt": {"closID": "x"}}},
     "linux.netDevices": {"linux": {"netDevices": {"eth0": {}}}},
-    "linux.personality": {"linux": {"personality": {"domain": "LINUX"}}},
-    "linux.memoryPolicy": {"linux": {"memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0"}}},
     "vm": {"vm": {"kernel": {"path": "/k"}}},
-    "process.scheduler": {"process": {"scheduler": {"policy": "SCHED_IDLE"}}},
-    "process.ioPriority": {"process": {"ioPriority": {"class": "IOPRIO_CLASS_IDLE"}}},
-    "process.execCPUAffinity": {"process": {"execCPUAffinity": {"initial": "0"}}},
 }
 
 

@@ -17,12 +17,13 @@ PACKAGE = Path(__file__).parents[2] / "minirun"
 # From the kernel to the command line. A name stands for the module or for all of a package.
 LAYERS = {
     "kernel": "kernel",
-    "words": """errors record refuse spec jsontext units log step setup grammar options profiles
-        precompiled precompile __version__""",
+    "words": """errors record refuse ranges spec jsontext units log step setup grammar options
+        profiles precompiled precompile __version__""",
     "helpers": "inroot procfs idmap channel state blockdev dbus privilege unixsocket",
     "facilities": """capabilities cgroups copyup devicefilter devicerules devices enosys executable
-        filtercache hooks hostname joining keyrings labels mountoptions mounts namespaces outside
-        payload program rlimits seccomp sync syscallfilter sysctl terminal""",
+        filtercache hooks hostname joining keyrings labels memorypolicy mountoptions mounts
+        namespaces outside payload personality program rlimits scheduling seccomp sync
+        syscallfilter sysctl terminal""",
     "recipe": "recipe child parent plan validate validate_namespaces validate_process",
     "runtime": """changing checkpointing container criu ending executing foreground making
         notifysocket restoring running starting launcher watching""",

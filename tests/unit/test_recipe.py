@@ -59,6 +59,7 @@ INNER
 ADOPT
     cgroups.limit
     cgroups.delegate
+    scheduling.reset_affinity
     rlimits.set_oom_score
     outside.save_state
 HOOKS
@@ -83,6 +84,8 @@ ENTER
     terminal.own_streams
     program.set_umask
     program.reset_signals
+    personality.apply
+    memorypolicy.apply
     capabilities.set_no_new_privs
     syscallfilter.load_privileged
     capabilities.drop
@@ -93,6 +96,8 @@ ENTER
     sync.tell_ready
 SETTLE
     rlimits.raise_hard
+    scheduling.set_scheduler
+    scheduling.set_io_priority
     outside.send_pidfd
     outside.write_pid_file
 START
@@ -101,6 +106,7 @@ START
     payload.become
 EXEC_PREPARE
     labels.check
+    scheduling.set_initial_affinity
     capabilities.look
     terminal.open_console_socket
     outside.connect_pidfd_socket
@@ -119,6 +125,8 @@ EXEC
     terminal.own_streams
     program.set_umask
     program.reset_signals
+    personality.apply
+    memorypolicy.apply
     capabilities.set_no_new_privs
     syscallfilter.load_privileged
     capabilities.drop
@@ -132,6 +140,9 @@ EXEC_BESIDE
     cgroups.join_scope
 EXEC_SETTLE
     rlimits.raise_hard
+    scheduling.set_final_affinity
+    scheduling.set_scheduler
+    scheduling.set_io_priority
     rlimits.set_oom_score
     outside.send_pidfd
     outside.write_pid_file

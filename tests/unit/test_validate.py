@@ -78,6 +78,47 @@ def maps(*rows: tuple[int, int, int]) -> list[dict[str, int]]:
     return [{"containerID": c, "hostID": h, "size": s} for c, h, s in rows]
 
 
+BAD_SCHEDULING: list[tuple[str, Any, str]] = [
+    ("process.scheduler", {}, "process.scheduler.policy: is required"),
+    ("process.scheduler", {"policy": "OTHER"}, "scheduler.policy: unknown policy"),
+    ("process.scheduler", {"policy": "SCHED_OTHER", "nice": 20}, "scheduler.nice: must be"),
+    ("process.scheduler", {"policy": "SCHED_BATCH", "nice": -21}, "scheduler.nice: must be"),
+    ("process.scheduler", {"policy": "SCHED_IDLE", "priority": 1}, "scheduler.priority: goes"),
+    ("process.scheduler", {"policy": "SCHED_FIFO", "runtime": 1}, "scheduler.runtime: goes"),
+    ("process.scheduler", {"policy": "SCHED_RR", "deadline": 1}, "scheduler.deadline: goes"),
+    ("process.scheduler", {"policy": "SCHED_RR", "period": 1}, "scheduler.period: goes"),
+    ("process.scheduler", {"policy": "SCHED_RR", "flags": ["X"]}, r"flags\[0\]: unknown flag"),
+    ("process.ioPriority", {"priority": 1}, "process.ioPriority.class: is required"),
+    ("process.ioPriority", {"class": "RT"}, "ioPriority.class: unknown class"),
+    ("process.ioPriority", {"class": "IOPRIO_CLASS_BE", "priority": 8}, "ioPriority.priority"),
+    ("process.ioPriority", {"class": "IOPRIO_CLASS_BE", "priority": -1}, "ioPriority.priority"),
+    ("process.execCPUAffinity", {"initial": "a"}, "execCPUAffinity.initial: is not a list"),
+    ("process.execCPUAffinity", {"final": "3-1"}, "execCPUAffinity.final: .* begins above"),
+    ("process.execCPUAffinity", {"final": ", ,"}, "execCPUAffinity.final: names no CPU"),
+    ("process.execCPUAffinity", {"final": "99999"}, "execCPUAffinity.final: is not a list"),
+    ("linux.personality", {"domain": "PLAN9"}, "linux.personality.domain: unknown domain"),
+    ("linux.personality", {}, "linux.personality.domain: is required"),
+    ("linux.memoryPolicy", {"mode": "BIND"}, "linux.memoryPolicy.mode: unknown mode"),
+    ("linux.memoryPolicy", {"mode": "MPOL_BIND"}, "nodes: MPOL_BIND needs at least one node"),
+    ("linux.memoryPolicy", {"mode": "MPOL_LOCAL", "nodes": "0"}, "MPOL_LOCAL takes no nodes"),
+    ("linux.memoryPolicy", {"mode": "MPOL_BIND", "nodes": "x"}, "nodes: is not a list"),
+    (
+        "linux.memoryPolicy",
+        {"mode": "MPOL_INTERLEAVE", "nodes": "0", "flags": ["MPOL_F_NUMA_BALANCING"]},
+        "MPOL_F_NUMA_BALANCING goes with MPOL_BIND only",
+    ),
+    (
+        "linux.memoryPolicy",
+        {
+            "mode": "MPOL_BIND",
+            "nodes": "0",
+            "flags": ["MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"],
+        },
+        "exclude each other",
+    ),
+    ("linux.memoryPolicy", {"mode": "MPOL_DEFAULT", "flags": ["X"]}, r"flags\[0\]: unknown"),
+]
+
 BAD: list[tuple[str, Any, str]] = [
     ("ociVersion", None, "ociVersion: is required"),
     ("ociVersion", "2.0.0", "not supported"),
@@ -107,9 +148,6 @@ BAD: list[tuple[str, Any, str]] = [
     ("process.rlimits", [{"type": "RLIMIT_CPU", "soft": 1, "hard": 1}] * 2, "twice"),
     ("process.oomScoreAdj", 1001, "process.oomScoreAdj"),
     ("process.oomScoreAdj", -1001, "process.oomScoreAdj"),
-    ("process.scheduler", {"policy": "SCHED_IDLE"}, "process.scheduler: is not supported yet"),
-    ("process.ioPriority", {"class": "IOPRIO_CLASS_BE"}, "process.ioPriority: is not supported"),
-    ("process.execCPUAffinity", {"initial": "0"}, "process.execCPUAffinity: is not supported"),
     ("linux", None, "linux.namespaces: .* not supported yet"),
     ("linux.namespaces", [{"type": "pid"}], "linux.namespaces: .* not supported yet"),
     ("linux.namespaces", ns({"type": "mnt"}), r"linux.namespaces\[1\].type: unknown"),
@@ -146,17 +184,37 @@ BAD: list[tuple[str, Any, str]] = [
     ("hooks", {"createRuntime": [{"path": "/x", "timeout": 0}]}, r"createRuntime\[0\].timeout"),
     ("linux.netDevices", {"eth0": {}}, "linux.netDevices: is not supported yet"),
     ("linux.intelRdt", {"closID": "x"}, "linux.intelRdt: is not supported yet"),
-    ("linux.personality", {"domain": "LINUX"}, "linux.personality: is not supported yet"),
-    ("linux.memoryPolicy", {"mode": "MPOL_LOCAL"}, "linux.memoryPolicy: is not supported yet"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "problem"), BAD, ids=[f"{p}={v!r:.40}" for p, v, _ in BAD]
+    ("path", "value", "problem"),
+    [*BAD, *BAD_SCHEDULING],
+    ids=[f"{p}={v!r:.40}" for p, v, _ in [*BAD, *BAD_SCHEDULING]],
 )
 def test_bad_configurations(path: str, value: Any, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         check(changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("process.scheduler", {"policy": "SCHED_OTHER", "nice": -20}),
+        ("process.scheduler", {"policy": "SCHED_DEADLINE", "runtime": 1, "period": 3}),
+        ("process.ioPriority", {"class": "IOPRIO_CLASS_IDLE"}),
+        ("process.execCPUAffinity", {"initial": " 0 - 3 ,, 7", "final": "1"}),
+        ("linux.memoryPolicy", {"mode": "MPOL_PREFERRED"}),
+        ("linux.memoryPolicy", {"mode": "MPOL_DEFAULT", "nodes": ""}),
+    ],
+)
+def test_good_scheduling(path: str, value: Any) -> None:
+    assert check(changed(path, value)) == []
+
+
+def test_flags_of_a_personality_are_told_of() -> None:
+    notes = check(changed("linux.personality", {"domain": "LINUX32", "flags": ["X"]}))
+    assert any("linux.personality.flags is ignored" in note for note in notes)
 
 
 @pytest.mark.parametrize("version", ["1.0.0", "1.0.2-dev", "1.1.0-rc.1", "1.2.1+dev", "1.3.0"])
