@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 
-from minirun import log, state
+from minirun import state
 from minirun.cgroups.group import open_group
 from minirun.cgroups.hierarchy import hierarchy, location
 from minirun.errors import DoesNotExist, MinirunError, NotRunning, StateError
@@ -175,14 +175,8 @@ def _poststop(container: Container, spec: Spec | None) -> None:
         return
     from minirun import hooks
 
-    setup = Setup(container.id, spec, spec.process or Process(), container.saved.bundle, Launch())
-    status = {**hooks.state_of(setup, "stopped"), "pid": 0}
-    cwd = container.saved.bundle if os.path.isdir(container.saved.bundle) else "/"
-    for number, hook in enumerate(spec.hooks.poststop):
-        try:
-            hooks.run_one(f"poststop hook #{number} ({hook.path})", hook, status, cwd)
-        except MinirunError as error:
-            log.warning(error.message)
+    bundle = container.saved.bundle
+    hooks.run_poststop(Setup(container.id, spec, spec.process or Process(), bundle, Launch()))
 
 
 def _remove_broken(container: Container) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import select
 
-from minirun import jsontext
+from minirun import jsontext, log
 from minirun.errors import MinirunError
 from minirun.kernel import process, resource, seccomp
 from minirun.step import step
@@ -133,6 +133,25 @@ def _judge(name: str, status: int | None, hook: Hook, output: int) -> None:
     raise MinirunError(f"error running {name}: {problem}" + (f", output: {said}" if said else ""))
 
 
+def run_poststop(setup: Setup) -> None:
+    """Run the poststop hooks; one that fails is told of and does not stop the others."""
+    state = {**state_of(setup, "stopped"), "pid": 0}
+    cwd = setup.bundle if os.path.isdir(setup.bundle) else "/"
+    for number, hook in enumerate(setup.spec.hooks.poststop):
+        try:
+            run_one(f"poststop hook #{number} ({hook.path})", hook, state, cwd)
+        except MinirunError as error:
+            log.warning(error.message)
+
+
+def _undone_by_poststop(setup: Setup) -> None:
+    """Have what the hooks from here on make taken away again if the creation fails."""
+    # spec: runtime.md, "Lifecycle", the hooks that fail: it goes on with the poststop hooks.
+    if setup.spec.hooks.poststop and not setup.hooked:
+        setup.hooked = True
+        setup.undo.append(lambda: run_poststop(setup))
+
+
 def _names(kind: str) -> Any:
     return lambda setup: [hook.path for hook in getattr(setup.spec.hooks, kind)]
 
@@ -140,12 +159,14 @@ def _names(kind: str) -> Any:
 @step(_names("prestart"), details=_names("prestart"))
 def prestart(setup: Setup) -> None:
     """Run the prestart hooks"""
+    _undone_by_poststop(setup)
     run_all("prestart", setup.spec.hooks.prestart, state_of(setup, "creating"), setup.bundle)
 
 
 @step(_names("create_runtime"), details=_names("create_runtime"))
 def create_runtime(setup: Setup) -> None:
     """Run the createRuntime hooks"""
+    _undone_by_poststop(setup)
     hooks = setup.spec.hooks.create_runtime
     run_all("createRuntime", hooks, state_of(setup, "creating"), setup.bundle)
 

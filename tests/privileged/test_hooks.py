@@ -251,6 +251,24 @@ def test_poststop_that_fails_hinders_nothing(box: Box) -> None:
     assert box.left() == []
 
 
+@pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer"])
+def test_poststop_undoes_what_hooks_of_a_failed_creation_made(box: Box, kind: str) -> None:
+    """runtime.md, "Lifecycle": where a hook fails, it goes on with the poststop hooks."""
+    told = box.place / "told"
+    box.hook("createRuntime", f"echo made >> {told}")
+    box.hook("poststop", f"echo undone >> {told}")
+    box.hook(kind, "exit 3")
+    assert f"{kind} hook #" in box.refused()
+    assert read(told).split() == (["undone"] if kind == "prestart" else ["made", "undone"])
+
+
+def test_no_poststop_where_no_hook_came_so_far(box: Box) -> None:
+    told = tell(box, "poststop", "echo undone")
+    box.config["mounts"].append({"destination": "/x", "type": "bind", "source": "/nowhere"})
+    box.refused("/nowhere")
+    assert not told.exists()
+
+
 def test_a_hook_that_takes_too_long(box: Box) -> None:
     """It ends with all that it has started in its process group."""
     box.hook("createRuntime", f"sleep 61 & echo $! > {box.place}/child; wait", timeout=1)
