@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 
-from minirun import state
+from minirun import log, state
 from minirun.cgroups.group import open_group
 from minirun.cgroups.hierarchy import hierarchy, location
 from minirun.errors import DoesNotExist, MinirunError, NotRunning, StateError

@@ -147,8 +147,7 @@ def run_poststop(setup: Setup) -> None:
 def _undone_by_poststop(setup: Setup) -> None:
     """Have what the hooks from here on make taken away again if the creation fails."""
     # spec: runtime.md, "Lifecycle", the hooks that fail: it goes on with the poststop hooks.
-    if setup.spec.hooks.poststop and not setup.hooked:
-        setup.hooked = True
+    if setup.spec.hooks.poststop:
         setup.undo.append(lambda: run_poststop(setup))
 
 
@@ -166,7 +165,8 @@ def prestart(setup: Setup) -> None:
 @step(_names("create_runtime"), details=_names("create_runtime"))
 def create_runtime(setup: Setup) -> None:
     """Run the createRuntime hooks"""
-    _undone_by_poststop(setup)
+    if not setup.spec.hooks.prestart:
+        _undone_by_poststop(setup)
     hooks = setup.spec.hooks.create_runtime
     run_all("createRuntime", hooks, state_of(setup, "creating"), setup.bundle)
 

@@ -80,8 +80,6 @@ class Setup:
         self.current = ""  # the step being taken, for errors
         self.undo: list[Callable[[], None]] = []  # what the parent's steps made, newest last
 
-        self.hooked = False  # hooks: poststop undoes what they made
-
         self.root_path = ""  # absolute path of the root filesystem on the host
         self.executable = ""  # path of the minirun command, for hooks
 
