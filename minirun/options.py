@@ -369,7 +369,7 @@ _ALL = (
             _BUNDLE,
             _DETACH,
             _SUBREAPER,
-            *_LAUNCH,
+            Option("no-pivot", FLAG, "(ignored: CRIU changes the root in its own way)"),
             Option("lsm-profile", TEXT, "security profile to restore with", "TYPE:NAME"),
             Option("lsm-mount-context", TEXT, "mount context to restore with", "CONTEXT"),
         ),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 
 from minirun import container, log
-from minirun.cli.lifecycle import launch_of
 from minirun.cli.place import container_id, state_root
 from minirun.criu.images import Images
 from minirun.criu.messages import CGROUP_MODES
 from minirun.errors import MinirunError
+from minirun.privilege import rootless
+from minirun.setup import Launch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +53,15 @@ def restore(options: Options) -> int:
         **{name: getattr(options, name) for name in _SHARED},
     )
     _warn_rootless("restore")
-    launch = launch_of(options, options.bundle or ".")
+    launch = Launch(
+        options.bundle or ".",
+        console_socket=options.console_socket,
+        pid_file=options.pid_file,
+        pidfd_socket=options.pidfd_socket,
+        detach=options.detach,
+        systemd_cgroup=options.systemd_cgroup,
+        rootless=rootless(options.rootless),
+    )
     return container.restore(state_root(options), container_id(options), launch, images)
 
 

@@ -218,6 +218,23 @@ def test_images_that_are_none_leave_nothing(counter: Counter) -> None:
 
 
 @needs_criu
+def test_a_dump_that_fails_harms_nothing(counter: Counter, tmp_path: Path) -> None:
+    box = counter.box
+    (tmp_path / "outside").write_text("")
+    with open(tmp_path / "outside") as outside:  # a file of no mount in the container
+        box.create(stdin=outside, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    box.start()
+    until(lambda: counter.count > 3)
+    done = box.call("checkpoint", "--image-path", str(counter.images), box.id)
+    assert done.code == 1
+    assert done.err == (
+        f"minirun: criu failed: type DUMP errno 0, log file: {counter.images}/dump.log\n"
+    )
+    assert box.state()["status"] == "running"
+    counter.goes_on(counter.count)
+
+
+@needs_criu
 def test_states_that_cannot_be_checkpointed(box: Box, images: Path) -> None:
     box.process["args"] = ["/bin/true"]
     box.create()

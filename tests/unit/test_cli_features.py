@@ -105,6 +105,15 @@ def test_what_engines_look_for() -> None:
     ]
 
 
+def test_memory_policies_once_they_are_carried_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "knows", lambda **_: True)
+    found = features.describe()["linux"]["memoryPolicy"]
+    assert "MPOL_INTERLEAVE" in found["modes"]
+    assert "MPOL_F_STATIC_NODES" in found["flags"]
+    monkeypatch.setattr(features, "knows", lambda **_: False)
+    assert "memoryPolicy" not in features.describe()["linux"]
+
+
 def test_what_is_refused_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert features.knows(process={"apparmorProfile": "x"})
 
