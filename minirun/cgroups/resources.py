@@ -90,7 +90,7 @@ def writes(
         result += _memory(resources.memory, before, now)
     result += io_writes(resources.block_io, _write)
     if resources.cpu is not None:
-        result += _cpu(resources.cpu, now)
+        result += _cpu(resources.cpu, stored.cpu if stored is not None else None, now)
         result += _cpuset(resources.cpu)
     result += _hugetlb(resources) + _rdma(resources) + _unified(resources)
     return result
@@ -275,15 +275,21 @@ def _known_limit(current: Mapping[str, str]) -> int:
     return int(text) if text.isascii() and text.isdigit() else 0
 
 
-def _cpu(cpu: CPU, current: Mapping[str, str]) -> list[Write]:
+def _cpu(cpu: CPU, stored: CPU | None, current: Mapping[str, str]) -> list[Write]:
     result = []
-    if cpu.idle is not None:
-        if cpu.idle not in (0, 1):
-            raise ConfigError(f"{WHERE}.cpu.idle", f"must be 0 or 1, not {cpu.idle}")
-        result.append(_write("cpu.idle", str(cpu.idle), "cpu.idle"))
-    # *kernel*: an idle group has no weight of its own; writing one is EINVAL (sched/core.c).
-    if cpu.shares and cpu.idle != 1:
-        result.append(_write("cpu.weight", str(cpu_weight(cpu.shares)), "cpu.shares"))
+    idle, shares = cpu.idle, cpu.shares
+    if idle is not None:
+        if idle not in (0, 1):
+            raise ConfigError(f"{WHERE}.cpu.idle", f"must be 0 or 1, not {idle}")
+        result.append(_write("cpu.idle", str(idle), "cpu.idle"))
+    if stored is not None:
+        # *kernel*: a group that is no longer idle has the default weight (sched_group_set_idle).
+        shares = shares or (stored.shares if idle == 0 else None)
+        idle = stored.idle if idle is None else idle
+    # *kernel*: an idle group has no weight of its own; writing one is EINVAL (sched/core.c). One
+    # that is asked for meanwhile is kept, and set when the group is no longer idle.
+    if shares and idle != 1:
+        result.append(_write("cpu.weight", str(cpu_weight(shares)), "cpu.shares"))
     bandwidth = _bandwidth(cpu, current)
     if cpu.burst is None:
         return result + bandwidth

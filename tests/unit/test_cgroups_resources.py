@@ -156,6 +156,18 @@ def test_a_change_of_quota_or_period_keeps_the_other() -> None:
     assert shown(resources(cpu={"period": 90000}), None, now) == [("cpu.max", "20000 90000")]
 
 
+def test_a_group_that_is_no_longer_idle_gets_its_weight_back() -> None:
+    before = resources(cpu={"shares": 512})
+    idle = merge(before, resources(cpu={"idle": 1}))
+    back = [("cpu.idle", "0"), ("cpu.weight", "59")]
+    assert shown(resources(cpu={"idle": 1}), before, {}) == [("cpu.idle", "1")]
+    assert shown(resources(cpu={"idle": 0}), idle, {}) == back
+    # The kernel refuses a weight meanwhile: it is kept for later.
+    assert shown(resources(cpu={"shares": 512}), resources(cpu={"idle": 1}), {}) == []
+    later = merge(resources(cpu={"idle": 1}), resources(cpu={"shares": 512}))
+    assert shown(resources(cpu={"idle": 0}), later, {}) == back
+
+
 def test_burst_never_exceeds_the_quota_on_the_way() -> None:
     now = {"cpu.max": "50000 100000", "cpu.max.burst": "40000"}
     down = resources(cpu={"quota": 20000, "burst": 10000})
