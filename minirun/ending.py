@@ -147,6 +147,7 @@ def destroy(container: Container, group: Group | None = None, spec: Spec | None 
         _stop_unit(container)
     elif not container.saved.pid:
         _remove_leftover(container)
+    _leave_resctrl(container, spec)
     _poststop(container, spec)
     container.remove()
 
@@ -163,6 +164,17 @@ def _stop_unit(container: Container) -> None:
         log.warning(error.message)
     finally:
         scope.close()
+
+
+def _leave_resctrl(container: Container, spec: Spec | None) -> None:
+    try:
+        rdt = (spec or container.spec).linux.intel_rdt
+    except (MinirunError, OSError):
+        return  # create did not come so far
+    if rdt is not None:
+        from minirun import resctrl
+
+        resctrl.remove(rdt, container.id)
 
 
 def _poststop(container: Container, spec: Spec | None) -> None:

@@ -116,6 +116,8 @@ def _missing(setup: Setup) -> list[str]:
         found.append("# Left out: the system call filter, which no shell tool can load.")
     if setup.spec.linux.resources and setup.spec.linux.resources.devices:
         found.append("# Left out: the device program, which no shell tool can load.")
+    if setup.spec.linux.net_devices:
+        found.append("# Left out: the network devices; `ip link set DEVICE netns PID` moves one.")
     hooks = setup.spec.hooks
     if any(getattr(hooks, name) for name in hooks.encode()):
         found.append("# Left out: the hooks.")

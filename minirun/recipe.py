@@ -32,11 +32,13 @@ from minirun import (
     memorypolicy,
     mounts,
     namespaces,
+    netdevices,
     outside,
     payload,
     personality,
     procfs,
     program,
+    resctrl,
     rlimits,
     scheduling,
     sync,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
 PREPARE = (
     namespaces.open_paths,
     labels.check,
+    resctrl.check,
     capabilities.look,
     terminal.open_console_socket,
     outside.connect_pidfd_socket,
@@ -107,6 +110,8 @@ ADOPT = (
     cgroups.limit,
     cgroups.delegate,
     scheduling.reset_affinity,  # after cpuset.cpus, which bounds it
+    resctrl.assign,
+    netdevices.move,  # spec: before the hooks, which may look at them
     rlimits.set_oom_score,
     outside.save_state,  # before the container's process goes on
 )
@@ -154,6 +159,7 @@ SETTLE = (
     scheduling.set_io_priority,
     outside.send_pidfd,
     outside.write_pid_file,
+    netdevices.settle,  # nothing can fail after it
 )
 
 START = (

@@ -105,11 +105,11 @@ class Setup:
         self.console: int = -1  # terminal: descriptor of the socket that gets the pty's master
         self.console_size: tuple[int, int] | None = None
         self.pidfd_socket = -1  # outside.connect_pidfd_socket
+        self.netns = -1  # netdevices.move: the container's network namespace
         self.fifo = -1  # state.make_fifos: the child waits on it for `start`
         self.result = -1  # the child tells `start` of a failure on it
 
-        self.target_pid = 0  # exec: the container's process
-        self.target_pidfd = -1
+        self.target_pid, self.target_pidfd = 0, -1  # exec: the container's process
         self.join_flags = 0  # exec: CLONE_NEW* of the namespaces to join
 
         self.rootfd = -1  # mounts.bind_root: the container's root

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-from minirun import memorypolicy
+from minirun import memorypolicy, resctrl
 from minirun.errors import ConfigError
 from minirun.personality import DOMAINS
 from minirun.refuse import absolute, refuse_unless, unsupported_yet
@@ -24,6 +24,7 @@ from minirun.validate_namespaces import (
     mappings,
     names,
     namespaces,
+    net_devices,
     sysctl,
     time_offsets,
 )
@@ -32,7 +33,6 @@ from minirun.validate_process import validate_process
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
     from minirun.spec import Device, DeviceRule, Hook
 
@@ -215,15 +215,10 @@ def hooks(spec: Spec, _notes: Notes) -> None:
             )
 
 
-def unsupported(spec: Spec, _notes: Notes) -> None:
-    """Refuse what the specification has and minirun does not yet."""
-    fields: tuple[tuple[str, Any], ...] = (
-        ("netDevices", spec.linux.net_devices),
-        ("intelRdt", spec.linux.intel_rdt),
-    )
-    for name, value in fields:
-        if value not in (None, "", {}):
-            raise unsupported_yet(f"linux.{name}")
+def intel_rdt(spec: Spec, _notes: Notes) -> None:
+    """Refuse groups and schemas of resctrl that cannot be."""
+    if spec.linux.intel_rdt is not None:
+        resctrl.validate(spec.linux.intel_rdt)
 
 
 CHECKS: tuple[Check, ...] = (
@@ -237,6 +232,7 @@ CHECKS: tuple[Check, ...] = (
     mapped_user,
     time_offsets,
     names,
+    net_devices,
     sysctl,
     mounts,
     hidden_paths,
@@ -246,5 +242,5 @@ CHECKS: tuple[Check, ...] = (
     personality,
     memory_policy,
     hooks,
-    unsupported,
+    intel_rdt,
 )

@@ -25,6 +25,7 @@ NAMESPACES = {
     "cgroup": "cgroup", "time": "time",
 }  # fmt: skip
 CLOCKS = ("monotonic", "boottime")
+IFNAMSIZ = 16  # with the NUL at the end: include/uapi/linux/if.h
 HOSTNAME_MAX = 64  # __NEW_UTS_LEN: sethostname(2), setdomainname(2)
 MAPPINGS_MAX = 340  # UID_GID_MAP_MAX_EXTENTS: user_namespaces(7), since 4.15
 SYSCTL_VALUE_MAX = 4095  # a page without the end: proc_sys_call_handler takes no more in one write
@@ -127,6 +128,25 @@ def names(spec: Spec, _notes: Notes) -> None:
             refuse_unless(
                 len(os.fsencode(value)) <= HOSTNAME_MAX, name, f"is longer than {HOSTNAME_MAX}"
             )
+
+
+def net_devices(spec: Spec, _notes: Notes) -> None:
+    """Refuse devices that have nowhere to move to, or names that no device can have."""
+    devices = spec.linux.net_devices
+    if devices:
+        needs_private(spec, "network", "linux.netDevices")
+    for name, device in devices.items():
+        for text, where in ((name, "linux.netDevices"), (device.name, "linux.netDevices.*.name")):
+            if text is None or (text == "" and where.endswith("name")):
+                continue
+            good = text not in (".", "..") and 0 < len(os.fsencode(text)) < IFNAMSIZ
+            good = good and not any(char in "/:" or char.isspace() for char in text)
+            at = where.replace("*", name)[:100]
+            refuse_unless(good, at, f"is not the name of a network device: {text[:80]!r}")
+    inside = [device.name or name for name, device in devices.items()]
+    refuse_unless(
+        len(set(inside)) == len(inside), "linux.netDevices", "two devices would have one name"
+    )
 
 
 def needs_private(spec: Spec, kind: str, where: str) -> None:

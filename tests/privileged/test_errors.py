@@ -347,3 +347,9 @@ def test_names_and_values_of_the_environment_are_not_told(box: Box) -> None:
     box.process["env"] += ["LONG=" + "of-the-user" * 20000]
     box.process["args"] = ["/bin/true"]
     assert "of-the-user" not in box.refused()
+
+
+@pytest.mark.skipif("resctrl" in read("/proc/self/mounts"), reason="this machine has it")
+def test_cache_allocation_where_there_is_none(box: Box) -> None:
+    box.linux["intelRdt"] = {"closID": "gold"}
+    assert "Intel RDT is not supported or enabled" in box.refused()

@@ -77,8 +77,6 @@ def test_the_first_page_names_every_verb_and_global_option() -> None:
 
 
 REFUSED: dict[str, dict[str, Any]] = {
-    "linux.intelRdt": {"linux": {"intelRdt": {"closID": "x"}}},
-    "linux.netDevices": {"linux": {"netDevices": {"eth0": {}}}},
     "vm": {"vm": {"kernel": {"path": "/k"}}},
 }
 

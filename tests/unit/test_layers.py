@@ -20,10 +20,10 @@ LAYERS = {
     "words": """errors record refuse ranges spec jsontext units log step setup grammar options
         profiles precompiled precompile __version__""",
     "helpers": "inroot procfs idmap channel state blockdev dbus privilege unixsocket",
-    "facilities": """capabilities cgroups copyup devicefilter devicerules devices enosys executable
-        filtercache hooks hostname joining keyrings labels memorypolicy mountoptions mounts
-        namespaces outside payload personality program rlimits scheduling seccomp sync
-        syscallfilter sysctl terminal""",
+    "facilities": """capabilities cgroups copyup devicefilter devicerules devices enosys
+        executable filtercache hooks hostname joining keyrings labels memorypolicy mountoptions
+        mounts namespaces netdevices outside payload personality program resctrl rlimits
+        scheduling seccomp sync syscallfilter sysctl terminal""",
     "recipe": "recipe child parent plan validate validate_namespaces validate_process",
     "runtime": """changing checkpointing container criu ending executing foreground making
         notifysocket restoring running starting launcher watching""",

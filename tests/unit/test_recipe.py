@@ -19,6 +19,7 @@ ORDER = """\
 PREPARE
     namespaces.open_paths
     labels.check
+    resctrl.check
     capabilities.look
     terminal.open_console_socket
     outside.connect_pidfd_socket
@@ -60,6 +61,8 @@ ADOPT
     cgroups.limit
     cgroups.delegate
     scheduling.reset_affinity
+    resctrl.assign
+    netdevices.move
     rlimits.set_oom_score
     outside.save_state
 HOOKS
@@ -100,6 +103,7 @@ SETTLE
     scheduling.set_io_priority
     outside.send_pidfd
     outside.write_pid_file
+    netdevices.settle
 START
     sync.await_start
     hooks.start_container

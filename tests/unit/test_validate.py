@@ -182,8 +182,17 @@ BAD: list[tuple[str, Any, str]] = [
     ("linux.resources", {"hugepageLimits": [{"pageSize": "MB", "limit": 1}]}, "pageSize"),
     ("hooks", {"poststop": [{"path": "x"}]}, r"hooks.poststop\[0\].path"),
     ("hooks", {"createRuntime": [{"path": "/x", "timeout": 0}]}, r"createRuntime\[0\].timeout"),
-    ("linux.netDevices", {"eth0": {}}, "linux.netDevices: is not supported yet"),
-    ("linux.intelRdt", {"closID": "x"}, "linux.intelRdt: is not supported yet"),
+    ("linux.netDevices", {"a/b": {}}, "linux.netDevices: is not the name of a network"),
+    ("linux.netDevices", {"": {}}, "linux.netDevices: is not the name of a network"),
+    ("linux.netDevices", {"eth0": {"name": "x" * 16}}, r"linux.netDevices.eth0.name: is not the"),
+    ("linux.netDevices", {"eth0": {"name": "a b"}}, r"linux.netDevices.eth0.name: is not the"),
+    ("linux.netDevices", {"eth0": {"name": "e"}, "e": {}}, "two devices would have one name"),
+    ("linux.netDevices", {"eth0": {"name": 1}}, "linux.netDevices.eth0.name: must be"),
+    ("linux.intelRdt", {"closID": "../x"}, "linux.intelRdt.closID: cannot be the name"),
+    ("linux.intelRdt", {"closID": "info"}, "linux.intelRdt.closID: cannot be the name"),
+    ("linux.intelRdt", {"memBwSchema": "L3:0=f"}, "linux.intelRdt.memBwSchema: must be one"),
+    ("linux.intelRdt", {"memBwSchema": "MB:0=1\nL3:0=f"}, "linux.intelRdt.memBwSchema: must be"),
+    ("linux.intelRdt", {"schemata": ["L3:0=f", "x"]}, r"linux.intelRdt.schemata\[1\]: must be"),
 ]
 
 
@@ -210,6 +219,14 @@ def test_bad_configurations(path: str, value: Any, problem: str) -> None:
 )
 def test_good_scheduling(path: str, value: Any) -> None:
     assert check(changed(path, value)) == []
+
+
+def test_devices_need_a_network_of_the_containers_own() -> None:
+    config = changed("linux.netDevices", {"eth0": {}})
+    assert check(config) == []
+    config["linux"]["namespaces"].remove({"type": "network"})
+    with pytest.raises(ConfigError, match=r"linux.netDevices: needs a network namespace"):
+        check(config)
 
 
 def test_flags_of_a_personality_are_told_of() -> None:
