@@ -385,6 +385,10 @@ HUMAN = {
         "pull, import, build, list and remove root filesystems",
         "minirun.cli.rootfs:rootfs",
     ),
+    "virt": (
+        "tell what this machine is, and which machines it can run",
+        "minirun.cli.virt:command",
+    ),
     "network": ("list and clean up networks, addresses and ports", "minirun.cli.network:network"),
     "completion": ("print the completion script of a shell", "minirun.cli.human:completion"),
 }

@@ -45,6 +45,7 @@ __all__ = [
     "c_void_p",
     "create_string_buffer",
     "function",
+    "function_at",
     "get_errno",
     "interpreter_hook",
     "set_errno",
@@ -129,6 +130,14 @@ class _Hook(CFuncPtr):
 def function(name: str, argtypes: tuple[Any, ...], restype: Any, library: Library = _HERE) -> Any:
     """Look up a function of a library. Raises AttributeError if it has none of that name."""
     found = _Function((name, library))  # type: ignore[arg-type]
+    found.argtypes = argtypes
+    found.restype = restype
+    return found
+
+
+def function_at(address: int, argtypes: tuple[Any, ...], restype: Any) -> Any:
+    """Make a function of machine code at an address of this process."""
+    found = _Function(address)
     found.argtypes = argtypes
     found.restype = restype
     return found

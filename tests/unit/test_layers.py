@@ -27,7 +27,7 @@ LAYERS = {
     "recipe": "recipe child parent plan validate validate_namespaces validate_process",
     "runtime": """changing checkpointing container criu ending executing foreground making
         notifysocket restoring running starting launcher watching""",
-    "tools": "network rootfs",
+    "tools": "network rootfs virt",
     "engine": "engine",
     "cli": "cli __main__",
 }
@@ -47,7 +47,7 @@ PARTS = {
 # The entry: it looks at the command line, then goes up to it.
 UPWARDS = {("launcher", "cli")}
 
-KERNEL_MAY = {"os", "sys", "errno", "ctypes", "_ctypes", "fcntl", "struct"}
+KERNEL_MAY = {"os", "sys", "errno", "ctypes", "_ctypes", "fcntl", "mmap", "struct"}
 
 # Modules that few may import, and who: by module, or by package.
 ONLY = {

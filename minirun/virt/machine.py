@@ -1,0 +1,174 @@
+"""In which virtual machine is this: the hypervisors by their signatures, and the monitor by name.
+
+Every base of hypervisor leaves is read: KVM with Hyper-V enlightenments shows "Microsoft Hv" first
+and KVMKVMKVM behind it. Which evidence counts more: what a monitor's author wrote into the FADT,
+then DMI, the firmware's devices, and last the signature, which only names what runs the CPU.
+"""
+
+from __future__ import annotations
+
+from minirun.virt import brands
+from minirun.virt.cpu import signatures
+from minirun.virt.facts import Unknown, either
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minirun.virt.facts import Facts
+    from minirun.virt.host import Host
+
+_CREATE_PARTITIONS = 1  # of 0x40000003.EBX: the root partition (TLFS, "Feature Identification")
+_XEN_DOM0_BIT = 11  # XENFEAT_dom0
+_GVISOR = ("Starting gVisor", "gVisor")
+
+
+def collect(host: Host, facts: Facts) -> None:
+    """Find `machine.*`: whether this is a virtual machine, whose, on which hypervisor."""
+    facts.take("machine.signatures", "CPUID 0x40000000…", lambda: _signatures(facts))
+    facts.take("machine.xen", "/sys/hypervisor/type", lambda: _xen(host))
+    facts.take("machine.xen_dom0", "/proc/xen/capabilities", lambda: _dom0(host, facts))
+    facts.take("machine.hyperv_root", "CPUID 0x40000003.EBX[0]", lambda: _hyperv_root(facts))
+    facts.take("machine.wsl", "uname", lambda: _wsl(facts))
+    facts.take("machine.translated", "CPUID vendor, kernel", lambda: _translated(host, facts))
+    facts.take("machine.hypervisor", "signatures, Xen, device tree", lambda: _hypervisor(facts))
+    facts.take("machine.virtual", "hypervisor bit, Xen, firmware", lambda: _virtual(host, facts))
+    facts.take("machine.evidence", "all of them", lambda: brands.evidence(facts))
+    facts.take("machine.monitor", "FADT, DMI, devices", lambda: _monitor(facts))
+    facts.take("machine.cloud", "DMI", lambda: brands.cloud(facts))
+
+
+def _leaves(facts: Facts) -> dict[str, list[int]]:
+    found = facts.get("cpu.cpuid")
+    if found is None:
+        raise Unknown(facts.why("cpu.cpuid"))
+    return dict(found["leaves"])
+
+
+def _signatures(facts: Facts) -> list[dict[str, str]]:
+    found = signatures(_leaves(facts))
+    if not found and facts.get("cpu.cpuid")["how"] == "glibc":
+        raise Unknown("the C library keeps no hypervisor leaves")
+    return found
+
+
+def _xen(host: Host) -> str:
+    """The kind of Xen guest, such as "pv", "pvh", "hvm" or, on old kernels, "xen"; "" if none."""
+    if not host.present("/sys/hypervisor", "/sys"):
+        return ""
+    try:
+        kind = host.text("/sys/hypervisor/type")
+    except FileNotFoundError:
+        return ""
+    if kind != "xen":
+        return ""
+    try:
+        return host.text("/sys/hypervisor/guest_type").lower()  # since 4.10
+    except FileNotFoundError:
+        return "xen"
+
+
+def _dom0(host: Host, facts: Facts) -> bool | None:
+    if facts.get("machine.xen") == "":
+        return False
+    if facts.get("machine.xen") is None:
+        raise Unknown(facts.why("machine.xen"))
+    try:
+        return "control_d" in host.text("/proc/xen/capabilities")
+    except FileNotFoundError:  # xenfs is not mounted: the feature word tells as well
+        features = int(host.text("/sys/hypervisor/properties/features"), 16)
+        return bool(features >> _XEN_DOM0_BIT & 1)
+
+
+def _hyperv_root(facts: Facts) -> bool:
+    found = _leaves(facts)
+    names = [one["signature"] for one in facts.get("machine.signatures") or []]
+    if "Microsoft Hv" not in names:
+        if facts.get("machine.signatures") is None:
+            raise Unknown(facts.why("machine.signatures"))
+        return False
+    if "40000003.0" not in found:
+        raise Unknown("CPUID has no leaf 0x40000003")
+    return bool(found["40000003.0"][1] & _CREATE_PARTITIONS)
+
+
+def _wsl(facts: Facts) -> int:
+    """1 or 2 for the Windows Subsystem for Linux of that version, else 0."""
+    release = facts.get("system.kernel")
+    if release is None:
+        raise Unknown(facts.why("system.kernel"))
+    if "WSL2" in release or "microsoft-standard" in release:
+        return 2
+    return 1 if release.endswith("-Microsoft") else 0
+
+
+def _translated(host: Host, facts: Facts) -> str:
+    """What stands in for the CPU or the kernel: "Rosetta", "gVisor", "WSL1"; "" if nothing does."""
+    if facts.get("cpu.vendor") == "VirtualApple":
+        return "Rosetta"
+    if facts.get("machine.wsl") == 1:
+        return "WSL1"
+    try:
+        version = host.text("/proc/version")
+    except OSError:
+        if facts.get("cpu.vendor") is None:
+            raise
+        version = ""
+    # gVisor's kernel is a fixed one of the past, and its log tells a story of its own.
+    if any(word in version for word in _GVISOR):
+        return "gVisor"
+    try:
+        log = host.ask("log")
+    except (OSError, Unknown):
+        return ""
+    return "gVisor" if any("gVisor" in line for line in log) else ""
+
+
+def _hypervisor(facts: Facts) -> str:
+    """The hypervisor's name; "none"; the innermost known where several are stacked."""
+    for name in brands.hypervisors(facts):
+        return name
+    if facts.get("machine.signatures") == [] and facts.get("cpu.hypervisor") is False:
+        return "none"
+    if facts.get("cpu.hypervisor") is True:
+        return "one that does not give its name"
+    raise Unknown(facts.why("cpu.hypervisor"))
+
+
+def _virtual(host: Host, facts: Facts) -> bool | None:
+    """Is this a virtual machine? Xen's dom0 and Hyper-V's root are guests that own the machine."""
+    if facts.get("machine.xen_dom0") or facts.get("machine.hyperv_root"):
+        return False
+    if facts.get("machine.xen"):
+        return True
+    bit = facts.get("cpu.hypervisor")
+    if bit is not None:
+        return bool(bit) or bool(brands.monitors(facts))
+    if brands.monitors(facts):
+        return True
+    if facts.get("system.machine") == "s390x":
+        return _s390(host)
+    raise Unknown(facts.why("cpu.hypervisor"))
+
+
+def _s390(host: Host) -> bool:
+    text = host.text("/proc/sysinfo")
+    if "LPAR" not in text and "VM00" not in text:
+        raise Unknown("/proc/sysinfo names no partition")
+    return "VM00" in text
+
+
+def _monitor(facts: Facts) -> str:
+    """The virtual machine monitor's name, "none" on bare metal."""
+    for name, _certain in brands.monitors(facts):
+        return name
+    if facts.get("machine.virtual") is False:
+        return "none"
+    hypervisor = facts.get("machine.hypervisor")
+    if hypervisor in brands.OWN_MONITOR:
+        return str(hypervisor)
+    parts = [facts.why(name) for name in ("firmware.hypervisor_id", "firmware.dmi")]
+    raise Unknown("; ".join(dict.fromkeys(filter(None, parts))) or "nothing names it")
+
+
+def uncertain(facts: Facts) -> bool | None:
+    """Whether all evidence that was looked for could be read."""
+    return either(*(facts.get(name) is None for name in ("firmware.dmi", "machine.signatures")))
