@@ -77,14 +77,12 @@ def _markers(host: Host) -> dict[str, str]:
             host.status(path)
         except FileNotFoundError:
             continue
-        except OSError:
-            continue  # /run/host may be closed to us: a marker decides nothing
         found[path] = name or host.text(path).partition("\n")[0]
     for pid in ("self", "1"):
         try:
             words = host.read(f"/proc/{pid}/environ").split(b"\0")
         except OSError:
-            continue
+            continue  # that of process 1 is closed to users, and only gives a name
         for word in words:
             if word.startswith(b"container="):
                 found[f"/proc/{pid}/environ"] = word[10:].decode("utf-8", "replace")
@@ -147,7 +145,9 @@ def _runtime(host: Host, facts: Facts) -> str:
 
 
 def _contradictions(facts: Facts) -> list[str]:
-    if facts.get("container.inside") is not False:
+    if facts.get("container.inside") is None:
+        raise Unknown(facts.why("container.inside"))
+    if facts.get("container.inside"):
         return []
     markers = facts.get("container.markers")
     if markers is None:

@@ -1,8 +1,8 @@
 """The processor: whose it is, which extension it has, and who keeps it from us.
 
-CPUID says what the CPU has (or the hypervisor lets be seen), /proc/cpuinfo what the kernel left of
-it: since 5.6 (VT-x) and 6.8 (AMD-V) the kernel takes the flag away when the firmware has locked
-it, so a bit that is set there and missing here was taken by kernel or firmware.
+CPUID says what the CPU has (or what the hypervisor lets be seen), /proc/cpuinfo what the kernel has
+left of it: since 5.6 for VT-x, and later for AMD-V, it takes the flag away where the firmware has
+locked the extension. So a bit that is set there and missing here was taken by kernel or firmware.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from minirun.virt.facts import Facts
     from minirun.virt.host import Host
 
-_X86 = ("x86_64", "i686", "i586", "i486", "i386")
+X86 = ("x86_64", "i686", "i586", "i486", "i386")
 # The extension's name by the vendor that CPUID's leaf 0 names.
 EXTENSIONS = {
     "GenuineIntel": "VT-x",
@@ -34,6 +34,8 @@ FLAGS = {"VT-x": "vmx", "AMD-V": "svm"}
 
 # IA32_FEATURE_CONTROL (Intel SDM, "Enabling and Entering VMX Operation"), VM_CR (AMD APM 2, 15.30).
 _FEATURE_CONTROL, _VM_CR = 0x3A, 0xC0010114
+# The first version that takes the flag away when the extension is locked.
+_TAKES_AWAY = {"vmx": [5, 6], "svm": [6, 8]}
 _FIRMWARE_LINES = ("disabled by BIOS", "disabled (by BIOS)")
 
 
@@ -42,11 +44,13 @@ def collect(host: Host, facts: Facts) -> None:
     machine = facts.take("system.machine", "uname", lambda: host.ask("uname")["machine"])
     facts.take("system.kernel", "uname", lambda: host.ask("uname")["release"])
     info = _cpuinfo(host, facts)
-    if machine in _X86:
+    if machine in X86:
         _x86(host, facts, info)
     elif machine is not None:
         facts.take("cpu.extension", "uname", lambda: _OTHERS.get(machine))
-        facts.take("cpu.hypervisor", "device tree, SMBIOS", lambda: _other_hypervisor(host))
+        facts.take(
+            "cpu.hypervisor", "device tree, SMBIOS", lambda: _other_hypervisor(host, machine)
+        )
 
 
 def _cpuinfo(host: Host, facts: Facts) -> dict[str, str] | None:
@@ -182,11 +186,20 @@ def _lock(host: Host, facts: Facts) -> str:
     by_msr = _msr_locked(host, extension)
     if by_msr:
         return "firmware"
+    if flag and by_msr is None and _leaves_flags(facts, name):
+        raise Unknown("this kernel leaves the flag, and the MSR cannot be read")
     if flag:
-        return "none"  # the kernel left the flag: it may be used, or an old kernel did not look
+        return "none"
     if raw is None or flag is None:
         raise Unknown("CPUID and /proc/cpuinfo are both needed to tell")
     return _taken_by(host, name, by_msr)
+
+
+def _leaves_flags(facts: Facts, name: str) -> bool:
+    """Whether the kernel is from before it took the flag of a locked extension away."""
+    words = (facts.get("system.kernel") or "0.0").split(".")
+    numbers = [int("".join(char for char in word if char.isdigit()) or 0) for word in words[:2]]
+    return numbers < _TAKES_AWAY[name]
 
 
 def _taken_by(host: Host, name: str, by_msr: bool | None) -> str:
@@ -258,12 +271,20 @@ def kernel_config(host: Host) -> dict[str, str] | None:
     return found if isinstance(found, dict) else None
 
 
-def _other_hypervisor(host: Host) -> bool:
-    """Off x86: the device tree's node, or the kernel's word that it started in EL1."""
-    if host.present("/proc/device-tree/hypervisor", "/proc/device-tree"):
-        return True
-    log = kernel_log(host)
-    if any("VHE mode initialized" in line or "Hyp mode initialized" in line for line in log):
+def _other_hypervisor(host: Host, machine: str) -> bool:
+    """Off x86: by the device tree's node, z's system information, or ARM's level at the start."""
+    if machine == "s390x":
+        text = host.text("/proc/sysinfo")
+        if "LPAR" not in text and "VM00" not in text:
+            raise Unknown("/proc/sysinfo names no partition")
+        return "VM00" in text
+    if host.present("/proc/device-tree", "/proc"):
+        if host.present("/proc/device-tree/hypervisor", "/proc/device-tree"):
+            return True
+        if "ibm,powernv" in host.text("/proc/device-tree/compatible"):
+            return False
+    if any("VHE mode initialized" in line or "Hyp mode initialized" in line
+           for line in kernel_log(host)):  # fmt: skip
         return False
     raise Unknown("neither the device tree nor the kernel's log tells")
 

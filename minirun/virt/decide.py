@@ -1,7 +1,7 @@
 """What this machine can run, why, and who can change it: the first rule that matches.
 
-A rule looks at facts and returns a verdict or None. None of them takes an unknown fact for a no: what
-is decisive and unknown ends in UNKNOWN, which names what was refused.
+A rule looks at facts and returns a verdict or None. None of them takes an unknown fact for a no:
+what is decisive and unknown ends in UNKNOWN, which names what was refused.
 """
 
 from __future__ import annotations

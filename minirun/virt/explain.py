@@ -184,7 +184,7 @@ def _firmware(facts: Facts, _verdict: Verdict) -> list[str]:
         "The firmware can lock the extension off until the next power-on: bits 0 and 2 of the MSR "
         "0x3a "
         "(Intel), bit 4 of 0xc0010114 (AMD). The kernel then takes the flag out of /proc/cpuinfo "
-        "(Linux 5.6; "
+        "(since 5.6; "
         "6.8 for AMD), so that whoever reads only that says that the CPU has no extension. CPUID "
         "still has "
         "the bit. But a kernel without KVM locks VT-x off by itself, and then the firmware is "

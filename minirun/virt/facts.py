@@ -103,10 +103,3 @@ def reason(error: BaseException, source: str) -> str:
             return f"{where} is not there"
         return f"{where}: {errno.errorcode.get(error.errno or 0, 'error')}"
     return f"{source} cannot be understood"
-
-
-def either(*answers: bool | None) -> bool | None:
-    """True if one of them is True, False if all are False, else None."""
-    if True in answers:
-        return True
-    return None if None in answers else False

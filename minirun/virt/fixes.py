@@ -147,7 +147,7 @@ _NESTED = (
 
 def nested(facts: Facts) -> list[Fix]:
     """What switches nested virtualization on here, by the name of who made this machine."""
-    if not facts.get("cpu.hypervisor"):
+    if not facts.get("cpu.hypervisor") and not facts.get("machine.virtual"):
         return []
     names = [
         str(facts.get(name) or "")

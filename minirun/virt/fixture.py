@@ -67,6 +67,7 @@ class FixtureHost(Host):
         found = self._status.get(path)
         if found is None and self._files.get(path) is None:
             lead, _, name = path.rpartition("/")
+            _refuse(self._names.get(lead or "/"), lead)
             # A name in a listing has a status too, and so has a directory.
             if name not in (self._names.get(lead or "/") or []):
                 self.names(path)

@@ -37,6 +37,8 @@ def collect(host: Host, facts: Facts) -> None:
     facts.take("kvm.registered", "/proc/misc", lambda: _registered(host))
     _device(host, facts)
     _guests(host, facts)
+    if facts.get("cpu.lock") is None and native(facts, "ring0"):
+        facts.say("cpu.lock", "none", "a guest ran")  # the best proof there is
     facts.take("kvm.driver", "/sys/module, /lib/modules", lambda: _driver(host, facts))
 
 
@@ -161,11 +163,13 @@ def _guests(host: Host, facts: Facts) -> None:
         lost = f"the process that ran it {found['ended']}"
     for mode in ("real", "ring0", "ring3"):
         facts.take(f"probe.{mode}", "a guest", _one, modes.get(mode), lost)
-    facts.take("probe.host_ns", "the same loop here", lambda: _pace(found))
+    facts.take("probe.host_ns", "the same loop here", lambda: _pace(found, lost))
 
 
-def _pace(found: dict[str, Any]) -> float:
-    if found.get("host_ns") is None:
+def _pace(found: dict[str, Any], lost: Any) -> float:
+    if "host_ns" not in found:
+        raise Unknown(str(lost))
+    if found["host_ns"] is None:
         raise Unknown("no code could be run here to compare with")
     return float(found["host_ns"])
 

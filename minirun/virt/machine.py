@@ -8,8 +8,8 @@ then DMI, the firmware's devices, and last the signature, which only names what 
 from __future__ import annotations
 
 from minirun.virt import brands
-from minirun.virt.cpu import signatures
-from minirun.virt.facts import Unknown, either
+from minirun.virt.cpu import X86, signatures
+from minirun.virt.facts import Unknown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _CREATE_PARTITIONS = 1  # of 0x40000003.EBX: the root partition (TLFS, "Feature Identification")
 _XEN_DOM0_BIT = 11  # XENFEAT_dom0
-_GVISOR = ("Starting gVisor", "gVisor")
+# gVisor's /proc/version says this of itself, and no other kernel was built then.
+GVISOR = "Sun Jan 10 15:06:54 PST 2016"
 
 
 def collect(host: Host, facts: Facts) -> None:
@@ -30,7 +31,7 @@ def collect(host: Host, facts: Facts) -> None:
     facts.take("machine.wsl", "uname", lambda: _wsl(facts))
     facts.take("machine.translated", "CPUID vendor, kernel", lambda: _translated(host, facts))
     facts.take("machine.hypervisor", "signatures, Xen, device tree", lambda: _hypervisor(facts))
-    facts.take("machine.virtual", "hypervisor bit, Xen, firmware", lambda: _virtual(host, facts))
+    facts.take("machine.virtual", "hypervisor bit, Xen, firmware", lambda: _virtual(facts))
     facts.take("machine.evidence", "all of them", lambda: brands.evidence(facts))
     facts.take("machine.monitor", "FADT, DMI, devices", lambda: _monitor(facts))
     facts.take("machine.cloud", "DMI", lambda: brands.cloud(facts))
@@ -44,6 +45,8 @@ def _leaves(facts: Facts) -> dict[str, list[int]]:
 
 
 def _signatures(facts: Facts) -> list[dict[str, str]]:
+    if facts.get("cpu.hypervisor") is False or facts.get("system.machine") not in (None, *X86):
+        return []  # without the bit nobody answers there; elsewhere there is no such instruction
     found = signatures(_leaves(facts))
     if not found and facts.get("cpu.cpuid")["how"] == "glibc":
         raise Unknown("the C library keeps no hypervisor leaves")
@@ -79,12 +82,12 @@ def _dom0(host: Host, facts: Facts) -> bool | None:
 
 
 def _hyperv_root(facts: Facts) -> bool:
-    found = _leaves(facts)
-    names = [one["signature"] for one in facts.get("machine.signatures") or []]
+    if facts.get("machine.signatures") is None:
+        raise Unknown(facts.why("machine.signatures"))
+    names = [one["signature"] for one in facts.get("machine.signatures")]
     if "Microsoft Hv" not in names:
-        if facts.get("machine.signatures") is None:
-            raise Unknown(facts.why("machine.signatures"))
         return False
+    found = _leaves(facts)
     if "40000003.0" not in found:
         raise Unknown("CPUID has no leaf 0x40000003")
     return bool(found["40000003.0"][1] & _CREATE_PARTITIONS)
@@ -106,26 +109,20 @@ def _translated(host: Host, facts: Facts) -> str:
         return "Rosetta"
     if facts.get("machine.wsl") == 1:
         return "WSL1"
-    try:
-        version = host.text("/proc/version")
-    except OSError:
-        if facts.get("cpu.vendor") is None:
-            raise
-        version = ""
-    # gVisor's kernel is a fixed one of the past, and its log tells a story of its own.
-    if any(word in version for word in _GVISOR):
+    if GVISOR in host.text("/proc/version"):
         return "gVisor"
-    try:
-        log = host.ask("log")
-    except (OSError, Unknown):
-        return ""
-    return "gVisor" if any("gVisor" in line for line in log) else ""
+    for name in ("system.machine", "machine.wsl", "cpu.vendor"):
+        if name in facts and facts.get(name) is None:
+            raise Unknown(facts.why(name))
+    return ""
 
 
 def _hypervisor(facts: Facts) -> str:
     """The hypervisor's name; "none"; the innermost known where several are stacked."""
     for name in brands.hypervisors(facts):
         return name
+    if facts.get("machine.xen") is None:
+        raise Unknown(facts.why("machine.xen"))
     if facts.get("machine.signatures") == [] and facts.get("cpu.hypervisor") is False:
         return "none"
     if facts.get("cpu.hypervisor") is True:
@@ -133,27 +130,25 @@ def _hypervisor(facts: Facts) -> str:
     raise Unknown(facts.why("cpu.hypervisor"))
 
 
-def _virtual(host: Host, facts: Facts) -> bool | None:
+def _virtual(facts: Facts) -> bool | None:
     """Is this a virtual machine? Xen's dom0 and Hyper-V's root are guests that own the machine."""
     if facts.get("machine.xen_dom0") or facts.get("machine.hyperv_root"):
         return False
-    if facts.get("machine.xen"):
+    if facts.get("machine.xen") and facts.get("machine.xen_dom0") is None:
+        raise Unknown(facts.why("machine.xen_dom0"))
+    if facts.get("machine.xen") or brands.monitors(facts):
         return True
-    bit = facts.get("cpu.hypervisor")
-    if bit is not None:
-        return bool(bit) or bool(brands.monitors(facts))
-    if brands.monitors(facts):
+    if facts.get("cpu.hypervisor") and facts.get("machine.hyperv_root") is False:
         return True
-    if facts.get("system.machine") == "s390x":
-        return _s390(host)
+    if facts.get("machine.translated") and facts.get("cpu.hypervisor.raw") is None:
+        raise Unknown(f"{facts.get('machine.translated')} answers as it likes")
+    # A paravirtual guest of Xen has no hypervisor bit.
+    for name in ("machine.xen", "machine.xen_dom0", "machine.hyperv_root"):
+        if facts.get(name) is None:
+            raise Unknown(facts.why(name))
+    if facts.get("cpu.hypervisor") is False:
+        return False
     raise Unknown(facts.why("cpu.hypervisor"))
-
-
-def _s390(host: Host) -> bool:
-    text = host.text("/proc/sysinfo")
-    if "LPAR" not in text and "VM00" not in text:
-        raise Unknown("/proc/sysinfo names no partition")
-    return "VM00" in text
 
 
 def _monitor(facts: Facts) -> str:
@@ -167,8 +162,3 @@ def _monitor(facts: Facts) -> str:
         return str(hypervisor)
     parts = [facts.why(name) for name in ("firmware.hypervisor_id", "firmware.dmi")]
     raise Unknown("; ".join(dict.fromkeys(filter(None, parts))) or "nothing names it")
-
-
-def uncertain(facts: Facts) -> bool | None:
-    """Whether all evidence that was looked for could be read."""
-    return either(*(facts.get(name) is None for name in ("firmware.dmi", "machine.signatures")))

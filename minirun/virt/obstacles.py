@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from minirun.virt import fixes
-from minirun.virt.cpu import FLAGS
+from minirun.virt.cpu import FLAGS, X86
 from minirun.virt.verdict import BLOCKED, FIXABLE, IMPOSSIBLE, LIMITED, Verdict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from minirun.virt.facts import Facts
 
 
@@ -78,9 +80,16 @@ def refused(facts: Facts) -> Verdict | None:
             [("kvm.open", f"open: {error}, as root")],
             [fixes.allow_device()],
         )
-    if error != "EACCES":
-        return None
+    return _mode(facts, node, ids) if error == "EACCES" else None
+
+
+def _mode(facts: Facts, node: dict[str, Any] | None, ids: dict[str, Any] | None) -> Verdict:
+    """The node's owner, group and mode are in the way."""
     reasons = [("kvm.open", "open: EACCES")]
+    modules = facts.get("kvm.modules") or []
+    if "kvm_pvm" in modules and not {"kvm_intel", "kvm_amd"} & set(modules):
+        behind = "behind it is PVM: an ordinary kernel would be emulated even so"
+        reasons.append(("kvm.modules", behind))
     if not node or not ids:
         return Verdict(
             "PERM_NODE",
@@ -132,7 +141,7 @@ def no_device(facts: Facts) -> Verdict | None:
         )
     name = FLAGS.get(facts.get("cpu.extension") or "")
     has = facts.get(f"cpu.{name}") if name else None
-    if name is None and facts.get("system.machine") in ("x86_64", "i686"):
+    if name is None and facts.get("system.machine") in X86:
         has = False if {facts.get("cpu.vmx"), facts.get("cpu.svm")} == {False} else None
     if has is None:
         return _elsewhere(facts)
@@ -142,11 +151,18 @@ def no_device(facts: Facts) -> Verdict | None:
 
 
 def _elsewhere(facts: Facts) -> Verdict | None:
-    """Off x86 the kernel says at its start whether it has the hypervisor's mode."""
-    if facts.get("system.machine") in ("x86_64", "i686"):
+    """Off x86 there is no flag: a virtual machine that has no KVM was not given the means."""
+    if facts.get("system.machine") in (None, *X86):
         return None
-    if facts.get("cpu.hypervisor"):
-        return _lacking(facts, facts.get("cpu.extension") or "virtualization")
+    if facts.get("cpu.hypervisor") or facts.get("machine.virtual"):
+        maker = facts.get("machine.monitor") or facts.get("machine.hypervisor") or "unknown"
+        return Verdict(
+            "NO_NESTED",
+            BLOCKED,
+            f"this virtual machine is not given the CPU's hypervisor mode ({maker})",
+            [("machine.virtual", "this is a virtual machine"), ("kvm.open", "and it has no KVM")],
+            [*fixes.nested(facts), fixes.use_tcg()],
+        )
     if facts.get("kvm.driver") in ("available", "not in this kernel"):
         return _driver(facts, "kvm")
     return None

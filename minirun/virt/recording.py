@@ -12,7 +12,7 @@ import os
 
 from minirun import jsontext
 from minirun.errors import MinirunError
-from minirun.virt import brands, container, firmware
+from minirun.virt import brands, container, firmware, machine
 from minirun.virt.facts import Unknown
 from minirun.virt.host import Host
 
@@ -153,7 +153,7 @@ _CLEANERS: tuple[tuple[str, Callable[[str, list[str], bytes], Any]], ...] = (
     ("/proc/cpuinfo", _cpuinfo),
     ("/proc/cmdline", lambda text, lines, data: " ".join(
         word for word in text.split() if word.startswith(_BOOT_WORDS))),
-    ("/proc/version", _words_of(("Linux version", "gVisor"))),
+    ("/proc/version", _words_of(("Linux version", machine.GVISOR))),
     ("/proc/stat", lambda text, lines, data: lines[:1]),
     ("/proc/misc", lambda text, lines, data: [x for x in lines if x.split()[1:] == ["kvm"]]),
     ("/proc/sysinfo", _words_of(("LPAR", "VM00"))),

@@ -26,9 +26,9 @@ _LABEL = 13
 
 def report(facts: Facts, verdict: Verdict, version: str) -> str:
     """Return the whole report as text."""
-    title = f"minirun virt {version}: {facts.shown('cpu.name')}, {facts.shown('system.machine')}, "
-    title += f"Linux {facts.shown('system.kernel')}"
-    lines = [title, ""]
+    machine = f"{facts.shown('cpu.name')}, {facts.shown('system.machine')}"
+    kernel = f"Linux {facts.shown('system.kernel')}"
+    lines = [*fold("minirun virt", f"{version}: {machine}, {kernel}", ""), ""]
     lines += fold(
         "VERDICT", f"{LEVELS[verdict.status].upper()} ({verdict.code}): {verdict.summary}", ""
     )
