@@ -77,6 +77,7 @@ WORDS: dict[str, Callable[[], bool]] = {
     # Installed, and able to work on this kernel: each CRIU knows the kernels of its time.
     "criu": lambda: shutil.which("criu") is not None and not _status("criu", "check"),
     "systemd": lambda: os.path.isdir("/run/systemd/system"),
+    "kvm": lambda: os.access("/dev/kvm", os.R_OK | os.W_OK),
     "vm": lambda: os.environ.get("MINIRUN_MUST_WORK") == "vm",
     **{
         name: _program(name)
@@ -85,7 +86,7 @@ WORDS: dict[str, Callable[[], bool]] = {
 }
 # Words that the promise `host` does not cover, and those that none does.
 ONLY_VM = {"vm", "systemd", "limits", "podman", "crun"}
-UNPROMISED = {"criu"}
+UNPROMISED = {"criu", "kvm"}
 
 
 def _kernel() -> tuple[int, int]:

@@ -60,13 +60,18 @@ def _namespaces(host: Host) -> dict[str, bool | None]:
 
 
 def _as_init(host: Host, name: str, number: int) -> bool | None:
-    """Compare with process 1, which only root may look at; it is the machine's only if pid is."""
+    """Compare with a process that has the machine's, where we see it; only root may look."""
     try:
         if host.status("/proc/self/ns/pid")["ino"] != _FIRST + INITIAL["pid"]:
-            return False if number != host.status(f"/proc/1/ns/{name}")["ino"] else None
-        return number == host.status(f"/proc/1/ns/{name}")["ino"]
+            return None
     except OSError:
         return None
+    for pid in (_KTHREADD, 1):
+        try:
+            return number == host.status(f"/proc/{pid}/ns/{name}")["ino"]
+        except OSError:
+            continue  # process 1 can be closed to root itself, by a security module
+    return None
 
 
 def _markers(host: Host) -> dict[str, str]:
@@ -123,7 +128,7 @@ def _own_root(host: Host) -> bool:
         ours, first = host.status("/"), host.status("/proc/1/root")
     except OSError as error:
         raise Unknown("the root directory cannot be compared with process 1's") from error
-    return ours["ino"] != first["ino"]
+    return (ours["dev"], ours["ino"]) != (first["dev"], first["ino"])
 
 
 def _runtime(host: Host, facts: Facts) -> str:

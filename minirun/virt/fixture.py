@@ -3,7 +3,7 @@
     {"like": "../intel-bare",             another such directory that this one differs from
      "files": {PATH: TEXT, or [LINE, …], or {"hex": …}},
      "names": {DIRECTORY: [NAME, …]},     what a file or status below it does not tell already
-     "status": {PATH: {"mode", "uid", "gid", "rdev", "ino"}},
+     "status": {PATH: {"mode", "uid", "gid", "rdev", "ino", "dev"}},
      "ask": {"uname": …, "ids": …, "log": …, "config": …, "cpuid": …, "kvm": …, "probe": …}}
 
 Anywhere {"errno": "EACCES"} is a refusal and null takes away what `like` has; an answer may be
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PARTS = ("files", "names", "status", "ask")
 _MOST_LIKE = 8
-_DEFAULTS = {"mode": 0o100444, "uid": 0, "gid": 0, "rdev": 0, "ino": 0}
+_DEFAULTS = {"mode": 0o100444, "uid": 0, "gid": 0, "rdev": 0, "ino": 0, "dev": 0}
 
 
 class FixtureError(MinirunError):

@@ -49,7 +49,7 @@ class Host:
         raise NotImplementedError
 
     def status(self, path: str) -> dict[str, int]:
-        """Return mode, uid, gid, rdev and ino of what a path leads to."""
+        """Return mode, uid, gid, rdev, ino and dev of what a path leads to."""
         raise NotImplementedError
 
     def ask(self, what: str) -> Any:
@@ -87,6 +87,7 @@ class RealHost(Host):
         """With `probe` false no guest is run."""
         self._probe = probe
         self._kvm: dict[str, Any] | None = None
+        self._answers: dict[str, Any] = {}
 
     def read(self, path: str) -> bytes:
         # O_NONBLOCK: nothing that is put in a file's place may hang the report.
@@ -115,11 +116,22 @@ class RealHost(Host):
             "gid": found.st_gid,
             "rdev": found.st_rdev,
             "ino": found.st_ino,
+            "dev": found.st_dev,
         }
 
     def ask(self, what: str) -> Any:
-        kind, _, which = what.partition(":")
-        return self._msr(int(which, 16)) if kind == "msr" else _ASKED[what](self)
+        """Answer; what was answered or refused once is not asked of the machine again."""
+        if what not in self._answers:
+            kind, _, which = what.partition(":")
+            try:
+                found = self._msr(int(which, 16)) if kind == "msr" else _ASKED[what](self)
+            except (OSError, Unknown) as error:
+                found = error
+            self._answers[what] = found
+        found = self._answers[what]
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def _msr(self, number: int) -> str:
         fd = os.open("/dev/cpu/0/msr", os.O_RDONLY | os.O_CLOEXEC)
@@ -168,24 +180,18 @@ class RealHost(Host):
         return found
 
     def _log(self) -> Any:
-        """The kernel's own messages that are looked for, read without consuming them."""
-        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        words = [word.encode() for word in LOG_WORDS]
-        lines: list[str] = []
-        try:
-            while True:
-                try:
-                    row = os.read(fd, 8192)
-                except BlockingIOError:
-                    return lines
-                except BrokenPipeError:
-                    continue  # overwritten while it was read: go on with the next
-                head, _, text = row.partition(b";")
-                # The facility is the priority's upper bits; 0 is the kernel, others are programs.
-                if int(head.partition(b",")[0]) < 8 and any(word in text for word in words):
-                    lines.append(text.partition(b"\n")[0].decode("utf-8", "replace"))
-        finally:
-            os.close(fd)
+        """The kernel's own messages that are looked for."""
+        from minirun.kernel.syslog import read_all
+
+        log = b"\n" + read_all()
+        found = set()
+        for word in LOG_WORDS:
+            at = log.find(word.encode())
+            while at >= 0:
+                begin, end = log.rfind(b"\n", 0, at) + 1, log.find(b"\n", at)
+                found.add((begin, end if end >= 0 else len(log)))
+                at = log.find(word.encode(), at + 1)
+        return [line for begin, end in sorted(found) if (line := _message(log[begin:end]))]
 
     def _cpuid(self) -> Any:
         from minirun.virt import cpuid
@@ -212,6 +218,14 @@ class RealHost(Host):
             raise Unknown("not tried: --no-probe")
         found = self._kvm_and_probe()
         return {**found.get("probe", {}), "ended": found.get("ended", "")}
+
+
+def _message(line: bytes) -> str:
+    """The text of a line of the log; "" if a program wrote it, and not the kernel."""
+    priority, _, rest = line.removeprefix(b"<").partition(b">")
+    if not priority.isdigit() or int(priority) >= 8:  # the facility, above three bits; 0 is "kern"
+        return ""
+    return rest.partition(b"] ")[2].decode("utf-8", "replace")
 
 
 _ASKED = {

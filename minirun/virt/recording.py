@@ -95,7 +95,7 @@ def _listed(path: str, names: list[str]) -> list[str]:
 def _status(path: str, found: dict[str, int]) -> dict[str, int]:
     kept: tuple[str, ...] = ("mode", "uid", "gid", "rdev") if path == "/dev/kvm" else ()
     if "/ns/" in path or path in ("/", "/proc/1/root"):
-        kept = ("ino",)
+        kept = ("dev", "ino")
     return {name: found[name] for name in kept}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from minirun.cli.virt import command as virt
 from minirun.engine import defaults
 from minirun.errors import ConfigError
 from minirun.grammar import Verb
@@ -132,6 +133,7 @@ def test_flags_that_are_named_exist() -> None:
     # Of minirun's other verbs and scripts, and of other programs.
     known |= {"--json", "--shell", "--name", "--uninstall", "--prefix", "--runtime", "--help"}
     known |= {"--cgroup-manager"}
+    known |= {name for option in virt.params for name in option.opts}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
 
 
