@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     Step = Callable[[Tell], None]
 
 LIMIT = 5  # seconds; quiet, all guests take 0.02, and half a second where everything is emulated
-_SIGKILL, _SIGSEGV, _SIGILL, _SIGALRM = 9, 11, 4, 14
-_NAMES = {_SIGSEGV: "SIGSEGV", _SIGILL: "SIGILL"}
+_SIGILL, _SIGBUS, _SIGKILL, _SIGSEGV, _SIGALRM = 4, 7, 9, 11, 14
+_NAMES = {_SIGILL: "SIGILL", _SIGBUS: "SIGBUS", _SIGSEGV: "SIGSEGV"}
 
 
 def run(steps: Iterable[Step], limit: float = LIMIT) -> dict[str, Any]:
@@ -59,7 +59,8 @@ def _be_child(writable: int, steps: Iterable[Step], limit: float) -> None:
 
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a fault is an answer, not a crash
-        signal(_SIGALRM, SIG_DFL)
+        for number in (_SIGILL, _SIGBUS, _SIGSEGV, _SIGALRM):
+            signal(number, SIG_DFL)  # no handler of our caller's tells of it first
         alarm(int(limit) + 2)  # it ends even if its parent has been killed
         null = os.open("/dev/null", os.O_RDWR)
         for fd in (0, 1, 2):
