@@ -78,6 +78,7 @@ def _make(container: Container, setup: Setup, images: Images) -> None:
         cgroup=setup.group_fd,
         prepare=lambda: _prepare_root(setup, point),
         started=lambda pid: _enter(setup, pid, options),
+        streams=True,
     )
     options = {
         **images.options(setup.spec, point, _LOG),

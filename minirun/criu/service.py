@@ -81,6 +81,12 @@ def features() -> dict[str, bool]:
     try:
         answer = ask({"type": FEATURE_CHECK, "features": {"mem_track": True, "lazy_pages": True}})
     except Failed as error:
+        if os.geteuid() != 0:
+            raise Unsupported(
+                "checkpoint and restore are not supported: criu needs root",
+                cause="it opens what the kernel shows to root alone",
+                fix="sudo minirun …",
+            ) from error
         raise Unsupported(
             "checkpoint and restore are not supported: criu does not work on this kernel",
             cause=f"criu {shown(version())}, Linux {os.uname().release}; {PROGRAM} check tells why",
@@ -102,7 +108,8 @@ class Start:
     `cgroup` is the descriptor of the group it starts in. `prepare` is called in it first; what it
     raises is told as the failure. Then it opens `directories`, which become its descriptors 4, 5 …,
     and `descriptors` of ours follow them. `started` is called in this process with its pid, before
-    CRIU is sent the request, which it may still change.
+    CRIU is sent the request, which it may still change. With `streams` it has our standard streams,
+    which the processes that it restores get; else it has none, for it talks before it has a log.
     """
 
     def __init__(
@@ -113,12 +120,14 @@ class Start:
         cgroup: int | None = None,
         prepare: Callable[[], None] | None = None,
         started: Callable[[int], None] | None = None,
+        streams: bool = False,
     ) -> None:
         self.directories = directories
         self.descriptors = descriptors
         self.cgroup = cgroup
         self.prepare = prepare
         self.started = started
+        self.streams = streams
 
     @property
     def first_descriptor(self) -> int:
@@ -244,6 +253,10 @@ def _become(path: str, courier: Any, start: Start) -> None:
         courier.sendmsg([protobuf.encode({"success": True}, RESPONSE)], [rights])
         for number, fd in enumerate(aside, _SOCKET):
             os.dup2(fd, number)
+        if not start.streams:
+            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+            for number in range(_SOCKET):
+                os.dup2(null, number)
         argv = process.string_array([b"criu", b"swrk", str(_SOCKET).encode()])
         envp = process.string_array([b"PATH=" + SAFE_PATH.encode()])
         os.umask(0o077)

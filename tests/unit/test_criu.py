@@ -89,6 +89,22 @@ def test_a_kernel_that_it_does_not_know(criu: StandIn) -> None:
     assert "3.17.1" in caught.value.cause
 
 
+def test_a_user_without_privileges(criu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    criu.does(VERSION + "say(type=9, success=False)")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(Unsupported, match="criu needs root"):
+        service.features()
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_its_talk_is_not_ours(
+    streams: bool, criu: StandIn, capfd: pytest.CaptureFixture[str]
+) -> None:
+    criu.does("print('talk', file=sys.stderr, flush=True); say(type=2, success=True)")
+    service.ask({"type": messages.RESTORE}, start=service.Start(streams=streams))
+    assert capfd.readouterr().err == ("talk\n" if streams else "")
+
+
 def test_none_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "SAFE_PATH", "/nonexistent")
     with pytest.raises(Unsupported, match="criu is not installed") as caught:
