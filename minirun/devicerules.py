@@ -51,6 +51,8 @@ def attach(setup: Setup) -> None:
     from minirun import devicefilter  # 1 ms, in which the other process makes the namespaces
 
     policy = devicefilter.policy(_asked(setup), setup.spec.linux.devices)
+    if setup.unprivileged:
+        return  # bpf(2) is root's; in a user namespace no node can be made, and few are bound
     if setup.group is None:
         _refuse_unfiltered(setup, policy)
         return

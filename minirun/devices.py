@@ -69,12 +69,29 @@ def _shell(setup: Setup) -> list[str]:
 
 
 def _bound(setup: Setup) -> bool:
-    return own_dev(setup) and any(one.type == "user" for one in setup.spec.linux.namespaces)
+    inside = any(one.type == "user" for one in setup.spec.linux.namespaces)
+    return own_dev(setup) and (inside or setup.unprivileged)
 
 
-@step(_bound, why="mknod(2) is refused in a user namespace, so the host's nodes are bound")
+@step(
+    lambda setup: _bound(setup) and not setup.unprivileged,
+    why="mknod(2) is refused in a user namespace, so the host's nodes are bound",
+)
 def open_nodes(setup: Setup) -> None:
     """Open the host's device nodes"""
+    _open_all(setup)
+
+
+@step(
+    lambda setup: _bound(setup) and setup.unprivileged,
+    why="a user may copy the mounts of a mount namespace of his own only",
+)
+def open_nodes_inside(setup: Setup) -> None:
+    """Open the host's device nodes, from a user's own mount namespace"""
+    _open_all(setup)
+
+
+def _open_all(setup: Setup) -> None:
     for device in listed(setup):
         if device.type == "p":
             continue

@@ -7,8 +7,8 @@ import select
 
 from minirun import log, state
 from minirun.cgroups.group import open_group
-from minirun.cgroups.hierarchy import hierarchy, location
-from minirun.errors import DoesNotExist, MinirunError, NotRunning, StateError
+from minirun.cgroups.hierarchy import default_parent, hierarchy, location
+from minirun.errors import ConfigError, DoesNotExist, MinirunError, NotRunning, StateError
 from minirun.kernel import process
 from minirun.setup import Launch, Setup
 from minirun.spec import Process
@@ -210,7 +210,10 @@ def _remove_leftover(container: Container) -> None:
         path = container.spec.linux.cgroups_path
     except (MinirunError, OSError):
         path = None
-    group = open_group(tree, location(path, container.id))
+    try:
+        group = open_group(tree, location(path, container.id, default_parent(tree)))
+    except ConfigError:
+        return  # create refused it
     if group is not None:
         with group:
             if group.await_empty(_MOMENT):

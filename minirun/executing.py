@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from minirun import foreground, joining, parent, recipe, state
+from minirun import foreground, joining, parent, privilege, recipe, state
+from minirun.cgroups import delegation
 from minirun.cgroups.group import open_subgroup
-from minirun.ending import group_of
+from minirun.ending import group_of, scope_of
 from minirun.errors import ConfigError, StateError
 from minirun.making import absolute, check_streams, tell_steps
 from minirun.setup import Launch, Setup
@@ -84,8 +85,19 @@ def _enter_group(setup: Setup, container: Container) -> None:
         group = open_subgroup(group, setup.launch.cgroup)
     elif (group.get("cgroup.subtree_control") or "").strip():
         group = _where_init_is(setup.pid, group)
-    setup.group_fd = group.dirfd
     setup.exec_group = group
+    if privilege.host_root() or delegation.may_enter(group.tree, group.path):
+        setup.group_fd = group.dirfd
+        return
+    setup.scope = scope_of(container)
+    if setup.scope is None:
+        raise StateError(
+            f"cannot enter the container's cgroup {group.path} from {group.tree.own}: permission "
+            "denied",
+            cause="without it the process would be under no limit",
+            fix="systemd-run --user --scope minirun exec …, as the container was made",
+        )
+    setup.scope.below = group.path.removeprefix(container.saved.cgroup or "")
 
 
 def _where_init_is(pid: int, group: Group) -> Group:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 
+from minirun.errors import MinirunError
 from minirun.kernel import process
 from minirun.kernel.libc import failure, quote, trace
 from minirun.kernel.unshare import CLONE_NEWUSER
+from minirun.privilege import needs_helper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +46,49 @@ def _write(pid: int, name: str, text: str) -> None:
     finally:
         os.close(fd)
     trace(lambda: shown)
+
+
+def write_maps_of_user(pid: int, uids: Sequence[IDMapping], gids: Sequence[IDMapping]) -> None:
+    """Write both maps for a caller who is not root: his own id himself, others by newuidmap(1).
+
+    Who maps only his own group must give up setgroups(2) before, or could leave groups that keep
+    him from files (CVE-2014-8989). Raises MinirunError when a helper is missing or refuses.
+    """
+    if needs_helper([_numbers(one) for one in gids], os.getegid()):
+        _by_helper("newgidmap", pid, gids)
+    else:
+        _write(pid, "setgroups", "deny")
+        _write(pid, "gid_map", text_of(gids))
+    if needs_helper([_numbers(one) for one in uids], os.geteuid()):
+        _by_helper("newuidmap", pid, uids)
+    else:
+        _write(pid, "uid_map", text_of(uids))
+
+
+def _numbers(one: IDMapping) -> tuple[int, int, int]:
+    return one.container_id, one.host_id, one.size
+
+
+def _by_helper(name: str, pid: int, mappings: Sequence[IDMapping]) -> None:
+    """Have a set-user-ID program of the package uidmap write a map that /etc/sub?id allows."""
+    path = next((p for p in (f"/usr/bin/{name}", f"/bin/{name}") if os.access(p, os.X_OK)), "")
+    kind = name[3:6]  # uid or gid
+    if not path:
+        raise MinirunError(
+            f"{name}: executable file not found",
+            cause=f"linux.{kind}Mappings has more than the caller's own {kind}",
+            fix="install the package uidmap, or map one ID: minirun spec --rootless",
+        )
+    words = [path, str(pid), *[str(number) for one in mappings for number in _numbers(one)]]
+    status, said = process.run([os.fsencode(word) for word in words])
+    trace(lambda: f"{' '.join(words)} = {status}")
+    if status != 0:
+        raise MinirunError(
+            f"{name}: {said.removeprefix(f'{name}: ') or f'exit status {status}'}",
+            cause=f"what a user may map stands in /etc/sub{kind} (sub{kind}(5)), beside his own "
+            f"{kind} alone",
+            fix=f"sudo usermod --add-sub{kind}s 100000-165535 USER",
+        )
 
 
 def user_namespace(uids: Sequence[IDMapping], gids: Sequence[IDMapping]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from minirun import jsontext, log, notifysocket, parent, state
+from minirun import jsontext, log, notifysocket, parent, privilege, state
 from minirun.container import owner_of
 from minirun.errors import ConfigError, MinirunError
 from minirun.launcher import require_sealed
@@ -50,6 +50,12 @@ def prepare(cid: str, launch: Launch) -> tuple[Setup, bytes]:
         raise ConfigError("root", "is required")
     setup = Setup(cid, spec, _activated(spec.process, launch), bundle, launch)
     setup.notes += notes
+    if not privilege.host_root():
+        from minirun import validate_rootless
+
+        setup.unprivileged = True
+        setup.setgroups_denied = privilege.setgroups_denied()
+        validate_rootless.validate(spec)
     setup.root_path = os.path.realpath(os.path.join(bundle, spec.root.path))
     if not os.path.isdir(setup.root_path):
         raise ConfigError("root.path", f"{setup.root_path} is not a directory")

@@ -85,12 +85,29 @@ def _sh(text: str) -> str:
 # ---------------------------------------------------------------- outside: sources
 
 
+def _sources(setup: Setup) -> bool:
+    return bool(setup.spec.mounts or setup.spec.linux.masked_paths)
+
+
 @step(
-    lambda setup: bool(setup.spec.mounts or setup.spec.linux.masked_paths),
+    lambda setup: _sources(setup) and not setup.unprivileged,
     why="a source is looked up before anything of the container exists that could lead it astray",
 )
 def open_sources(setup: Setup) -> None:
     """Open the sources of bind mounts as detached copies"""
+    _open_all(setup)
+
+
+@step(
+    lambda setup: _sources(setup) and setup.unprivileged,
+    why="a user may copy the mounts of a mount namespace of his own only",
+)
+def open_sources_inside(setup: Setup) -> None:
+    """Open the sources of bind mounts, from a user's own mount namespace"""
+    _open_all(setup)
+
+
+def _open_all(setup: Setup) -> None:
     for number, entry in enumerate(setup.spec.mounts):
         options = mountoptions.parse(entry, f"mounts[{number}]")
         if options.remount:

@@ -6,8 +6,9 @@ import fcntl
 import os
 
 from minirun.errors import ConfigError
-from minirun.kernel import libc, net, unshare
+from minirun.kernel import libc, net, process, unshare
 from minirun.kernel.statfs import fstatfs_type
+from minirun.privilege import setgroups_denied
 from minirun.step import step
 
 TYPE_CHECKING = False
@@ -150,10 +151,26 @@ def unshare_user(setup: Setup) -> None:
     # kernel: before the other namespaces, so that it owns them.
     if not setup.direct:
         unshare.unshare(unshare.CLONE_NEWUSER)
-    assert setup.channel is not None
-    setup.channel.send("unshared")
-    setup.channel.expect("go")
+    _await_parent(setup, "unshared")
+    if setup.unprivileged:
+        setup.setgroups_denied = setgroups_denied()
     _become_root()
+
+
+def _await_parent(setup: Setup, tag: str) -> None:
+    """Have the parent write to our files of /proc.
+
+    kernel: those of a process that cannot be dumped belong to root (proc(5)), so for a user's
+    parent it can be meanwhile. Who could trace it then is that user alone: to others, in
+    containers of his too, it is in a user namespace above or beside theirs (ptrace(2)).
+    """
+    assert setup.channel is not None
+    if setup.unprivileged:
+        process.prctl(process.PR_SET_DUMPABLE, 1)
+    setup.channel.send(tag)
+    setup.channel.expect("go")
+    if setup.unprivileged:
+        process.prctl(process.PR_SET_DUMPABLE, 0)
 
 
 @step(
@@ -181,9 +198,7 @@ def unshare_others(setup: Setup) -> None:
 def await_time_offsets(setup: Setup) -> None:
     """Wait for the clock offsets of the time namespace"""
     # kernel: they are fixed once a process is in the namespace, that is at the next clone.
-    assert setup.channel is not None
-    setup.channel.send("timed")
-    setup.channel.expect("go")
+    _await_parent(setup, "timed")
 
 
 def write_time_offsets(setup: Setup, pid: int) -> None:

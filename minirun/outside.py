@@ -27,7 +27,8 @@ def _maps(setup: Setup) -> list[str]:
 def write_id_maps(setup: Setup) -> None:
     """Write the id maps of the new user namespace"""
     linux = setup.spec.linux
-    idmap.write_maps(setup.outer_pid or setup.pid, linux.uid_mappings, linux.gid_mappings)
+    write = idmap.write_maps if os.geteuid() == 0 else idmap.write_maps_of_user
+    write(setup.outer_pid or setup.pid, linux.uid_mappings, linux.gid_mappings)
 
 
 @step(

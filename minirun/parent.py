@@ -44,8 +44,16 @@ def create(setup: Setup, meanwhile: Callable[[], None] | None = None) -> None:
         follow("parent", recipe.SETTLE, setup)
     except BaseException as error:
         abandon(setup)
-        _explain_oom(setup, error)
-        roll_back(setup)
+        try:
+            _explain_oom(setup, error)
+        finally:
+            roll_back(setup)
+        if setup.unprivileged and setup.new_user_namespace:
+            from minirun.validate_rootless import explained
+
+            better = explained(error)
+            if better is not error:
+                raise better from error
         raise
 
 
@@ -104,7 +112,7 @@ def _answer(setup: Setup, answers: dict[str, Any]) -> None:
         message = setup.channel.receive()
         tag = message["tag"]
         if tag == "ready":
-            setup.notes = message["notes"]
+            setup.notes += [note for note in message["notes"] if note not in setup.notes]
             setup.obstacle = tuple(message["obstacle"])
             return
         if tag == "init":

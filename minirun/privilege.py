@@ -28,6 +28,12 @@ def in_user_namespace() -> bool:
     return own_map() != [_WHOLE]
 
 
+def setgroups_denied() -> bool:
+    """Tell whether setgroups(2) was given up for the id map of the caller's user namespace."""
+    with open("/proc/self/setgroups", "rb") as file:
+        return file.read(4) == b"deny"
+
+
 def host_root() -> bool:
     """Tell whether the caller is root of the host, who needs no user namespace for anything."""
     return os.geteuid() == 0 and not in_user_namespace()

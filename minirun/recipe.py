@@ -85,7 +85,10 @@ BESIDE = (
     devicerules.attach,
 )
 
-MAP = (outside.write_id_maps,)
+MAP = (
+    outside.write_id_maps,
+    rlimits.set_oom_score_of_user,  # kernel: while the process may be looked at, see unshare_user
+)
 
 TIME = (outside.write_time_offsets,)
 
@@ -95,6 +98,8 @@ INNER = (
     sync.tell_joined,
     namespaces.unshare_cgroup,  # kernel: its root is the group that the process is in, from birth
     keyrings.join_new,
+    mounts.open_sources_inside,  # kernel: after the mount namespace is there; before any mount
+    devices.open_nodes_inside,
     procfs.open_private,  # before a mount of the container could cover /proc
     mounts.stop_propagation,  # kernel: before the first mount, or the host sees it
     mounts.bind_root,

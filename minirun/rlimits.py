@@ -26,13 +26,39 @@ def raise_hard(setup: Setup) -> None:
             resource.prlimit(setup.pid, one.type, soft, one.hard)
 
 
+def _scored(setup: Setup) -> bool:
+    return setup.process.oom_score_adj is not None
+
+
+def _early(setup: Setup) -> bool:
+    return setup.unprivileged and setup.new_user_namespace
+
+
 @step(
-    lambda setup: setup.process.oom_score_adj is not None,
+    lambda setup: _scored(setup) and _early(setup),
+    details=lambda setup: [str(setup.process.oom_score_adj)],
+)
+def set_oom_score_of_user(setup: Setup) -> None:
+    """Set how likely the out-of-memory killer takes a user's container"""
+    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+        own = int(file.read())
+    if own > (setup.process.oom_score_adj or 0):
+        # kernel: to lower it needs CAP_SYS_RESOURCE of the host. Engines write the lowest they may.
+        setup.notes.append(
+            f"process.oomScoreAdj {setup.process.oom_score_adj} is below the caller's {own}, "
+            "which only root may set: it stays as it is"
+        )
+    elif own != setup.process.oom_score_adj:
+        set_oom_score(setup)
+
+
+@step(
+    lambda setup: _scored(setup) and not _early(setup),
     details=lambda setup: [str(setup.process.oom_score_adj)],
 )
 def set_oom_score(setup: Setup) -> None:
     """Set how likely the out-of-memory killer takes the container"""
-    path = f"/proc/{setup.pid}/oom_score_adj"
+    path = f"/proc/{setup.pid or setup.outer_pid}/oom_score_adj"
     text = f"write({quote(path)}, {quote(str(setup.process.oom_score_adj))})"
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:

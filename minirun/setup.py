@@ -67,6 +67,8 @@ class Launch:
 class Setup:
     """See the module. Attributes are set by the step that is named beside them."""
 
+    unprivileged = False  # making: not root of the host; the container is a user's
+
     def __init__(self, cid: str, spec: Spec, process: Process, bundle: str, launch: Launch) -> None:
         self.cid = cid
         self.spec = spec

@@ -78,6 +78,10 @@ def open_root(root: str, *, make: bool) -> int:
         os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
         try:
             os.mkdir(path, 0o711)
+            runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+            if runtime and path.startswith(f"{os.path.abspath(runtime)}/"):
+                # Else it may be tidied away: XDG Base Directory Specification, XDG_RUNTIME_DIR.
+                os.chmod(path, 0o1711)
         except FileExistsError:
             pass
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -31,6 +31,12 @@ def _describe(setup: Setup) -> list[str]:
     return [f"default {profile.default_action}, rules for {rules} system calls"]
 
 
+def _cache_of(setup: Setup) -> str:
+    if setup.unprivileged and setup.container is not None:
+        return f"{setup.container.root}/.seccomp"
+    return _CACHE
+
+
 @step(_asked, details=_describe)
 def compile_filter(setup: Setup) -> None:
     """Compile the system call filter, or take it from the cache"""
@@ -38,7 +44,7 @@ def compile_filter(setup: Setup) -> None:
     assert profile is not None
     from minirun.seccomp import compile  # 2 ms, for containers with a filter only
 
-    setup.filter = compile(profile, _CACHE)
+    setup.filter = compile(profile, _cache_of(setup))
     setup.notes += setup.filter.notes
 
 

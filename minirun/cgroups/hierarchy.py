@@ -17,6 +17,7 @@ from minirun.kernel.path import (
     openat2,
 )
 from minirun.kernel.statfs import CGROUP2_SUPER_MAGIC, CGROUP_SUPER_MAGIC, fstatfs_type
+from minirun.privilege import host_root
 
 MOUNT_POINT = "/sys/fs/cgroup"
 DEFAULT_PARENT = "/minirun"
@@ -210,7 +211,7 @@ def default_parent(tree: Hierarchy) -> str:
     A user without rights on the tree gets a sibling of his own cgroup, in what systemd delegated to
     him: his own holds processes, so no controller can be had below it.
     """
-    if os.geteuid() == 0 or not tree.own:
+    if host_root() or not tree.own:
         return DEFAULT_PARENT
     return os.path.dirname(tree.own)
 

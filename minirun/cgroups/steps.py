@@ -71,8 +71,18 @@ def create(setup: Setup) -> None:
     if setup.launch.systemd_cgroup:
         setup.scope = _scope(setup)
         return
-    path = location(setup.spec.linux.cgroups_path, setup.cid)
-    setup.group = cgroupfs.create(tree, path, needed)
+    if setup.unprivileged:
+        from minirun.cgroups import delegation
+
+        setup.group, note = delegation.create(
+            tree, setup.spec.linux.cgroups_path, setup.cid, needed, must=not setup.launch.rootless
+        )
+        if setup.group is None:
+            setup.notes.append(note)
+            return
+    else:
+        path = location(setup.spec.linux.cgroups_path, setup.cid)
+        setup.group = cgroupfs.create(tree, path, needed)
     setup.undo.append(lambda: _undo(setup.group))
     setup.group_fd = setup.group.dirfd
 
@@ -175,5 +185,5 @@ def _writable(setup: Setup) -> bool:
 def delegate(setup: Setup) -> None:
     """Give the cgroup to the payload's user"""
     uid = _owner(setup)
-    if setup.group is not None and uid is not None:
+    if setup.group is not None and uid is not None and not setup.unprivileged:
         setup.group.delegate(uid)

@@ -48,6 +48,7 @@ class Scope:
         self.unit = unit
         self.user = user
         self.extra = list(extra)
+        self.below = ""  # where `attach` puts a process: a cgroup below the unit's, such as /init
         self._connection: dbus.Connection | None = None
         self._devices: list[Property] = []
 
@@ -134,7 +135,7 @@ class Scope:
     def attach(self, pid: int) -> None:
         """Have systemd move process `pid` into the unit, where the caller may not."""
         try:
-            self._call("AttachProcessesToUnit", "ssau", self.unit.name, "", [pid])
+            self._call("AttachProcessesToUnit", "ssau", self.unit.name, self.below, [pid])
         except dbus.DBusError as error:
             raise self._failed("unable to attach a process to unit", error) from error
 

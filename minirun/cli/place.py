@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from minirun.errors import MinirunError, UsageError
+from minirun.privilege import in_user_namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,14 +15,34 @@ if TYPE_CHECKING:
 def default_root() -> str:
     """Return the state directory of this user: /run/minirun, or below $XDG_RUNTIME_DIR."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not runtime and os.geteuid() != 0:
+        runtime = _logged_in()
     if runtime and _rootless():
         return os.path.join(runtime, "minirun")
+    if os.geteuid() != 0:
+        raise MinirunError(
+            "no directory for the state of containers: XDG_RUNTIME_DIR is not set",
+            cause="su and sudo -u make no session of the user's",
+            fix="log in (ssh, machinectl shell), or loginctl enable-linger USER; or --root DIR",
+        )
     return "/run/minirun"
+
+
+def _logged_in() -> str:
+    """The directory that XDG_RUNTIME_DIR names in every session of this user; "" if none."""
+    uid = os.geteuid()
+    path = f"/run/user/{uid}"
+    try:
+        return path if os.stat(path).st_uid == uid else ""
+    except FileNotFoundError:
+        return ""
 
 
 def _rootless() -> bool:
     # Root of a user namespace made by podman or rootlesskit keeps the name of its user.
-    return os.geteuid() != 0 or os.environ.get("USER", "root") not in ("root", "")
+    if os.geteuid() != 0:
+        return True
+    return os.environ.get("USER") != "root" and in_user_namespace()
 
 
 def state_root(options: Options) -> str:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from minirun import cli, container, log, privilege
 from minirun.cli import exec as exec_
-from minirun.cli import explain, listing
+from minirun.cli import explain, listing, place
 from minirun.cli import spec as spec_
 from minirun.cli import update as cli_update
 from minirun.cli.lifecycle import signal_number
@@ -488,7 +488,9 @@ def test_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USER", "root")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert default_root() == "/run/minirun"
-    monkeypatch.setenv("USER", "ann")  # root of a user namespace
+    monkeypatch.setenv("USER", "ann")
+    assert default_root() == "/run/minirun"
+    monkeypatch.setattr(place, "in_user_namespace", lambda: True)
     assert default_root() == "/run/user/1/minirun"
     monkeypatch.setattr(os, "geteuid", lambda: 1)
     assert default_root() == "/run/user/1/minirun"
@@ -517,6 +519,15 @@ def test_nonsense_for_rootless(calls: Calls, capfd: pytest.CaptureFixture[str]) 
     assert cli.main(["--rootless=maybe", "create", "web"]) == 1
     assert "--rootless: 'maybe' is not true, false or auto" in capfd.readouterr().err
     assert calls.made == []
+
+
+def test_a_user_without_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    with pytest.raises(MinirunError, match="XDG_RUNTIME_DIR is not set"):
+        default_root()
+    monkeypatch.setattr(place, "_logged_in", lambda: "/run/user/54321")
+    assert default_root() == "/run/user/54321/minirun"
 
 
 def test_negative_descriptors(calls: Calls, capfd: pytest.CaptureFixture[str]) -> None:

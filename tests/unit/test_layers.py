@@ -24,7 +24,8 @@ LAYERS = {
         executable filtercache hooks hostname joining keyrings labels memorypolicy mountoptions
         mounts namespaces netdevices outside payload personality program resctrl rlimits
         scheduling seccomp sync syscallfilter sysctl terminal""",
-    "recipe": "recipe child parent plan validate validate_namespaces validate_process",
+    "recipe": """recipe child parent plan validate validate_namespaces validate_process
+        validate_rootless""",
     "runtime": """changing checkpointing container criu ending executing foreground making
         notifysocket restoring running starting launcher watching""",
     "tools": "network rootfs virt",

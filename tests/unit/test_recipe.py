@@ -40,6 +40,7 @@ BESIDE
     devicerules.attach
 MAP
     outside.write_id_maps
+    rlimits.set_oom_score_of_user
 TIME
     outside.write_time_offsets
 INNER
@@ -48,6 +49,8 @@ INNER
     sync.tell_joined
     namespaces.unshare_cgroup
     keyrings.join_new
+    mounts.open_sources_inside
+    devices.open_nodes_inside
     procfs.open_private
     mounts.stop_propagation
     mounts.bind_root
@@ -184,6 +187,8 @@ BEFORE = [
     (CREATE, "sync.await_adoption", "hooks.create_container", "a program runs: recorded, limited"),
     (CREATE, "sync.await_adoption", "payload.become", "a program runs: recorded, limited"),
     (CREATE, "procfs.open_private", "mounts.mount_all", "a mount could cover /proc"),
+    (CREATE, "mounts.open_sources_inside", "mounts.bind_root", "no mount could lead astray yet"),
+    (CREATE, "namespaces.unshare_others", "mounts.open_sources_inside", "mounts of its own"),
     (CREATE, "mounts.stop_propagation", "mounts.bind_root", "or the host sees it"),
     (CREATE, "mounts.mount_all", "devices.create", "/dev is one of the mounts"),
     (CREATE, "devices.create", "sync.await_hooks", "hooks find the root filesystem complete"),
