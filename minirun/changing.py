@@ -9,7 +9,7 @@ from minirun.cgroups import cgroupfs, limits, resources
 from minirun.cgroups.hierarchy import hierarchy
 from minirun.ending import group_of, scope_of
 from minirun.errors import MinirunError, NotRunning, StateError, Unsupported
-from minirun.spec import Resources
+from minirun.spec import IntelRdt, Resources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,6 +60,30 @@ def update(root: str, cid: str, changes: Resources) -> None:
             cgroupfs.ensure(hierarchy(), group.path, needed)
             merged = _change(container, group, changes, spec.linux.resources)
         changed = spec.replace(linux=spec.linux.replace(resources=merged))
+        container.write_file(state.CONFIG, jsontext.dumps(changed.encode()).encode())
+
+
+def update_rdt(root: str, cid: str, changes: IntelRdt) -> None:
+    """See `container.update_rdt`."""
+    from minirun import resctrl  # few processors have it
+
+    resctrl.validate(changes)
+    with state.load(root, cid, lock=True) as container:
+        if not container.alive():
+            raise NotRunning("container not running")
+        place, spec = resctrl.mount_point(), container.spec
+        if place is None:
+            raise Unsupported(
+                "Intel RDT/CAT: l3 cache schema is not enabled"
+                if changes.l3_cache_schema
+                else "Intel RDT/MBA: memory bandwidth schema is not enabled",
+                cause="no resctrl file system is mounted",
+                fix="mount -t resctrl resctrl /sys/fs/resctrl, on a processor that has it",
+            )
+        present = spec.linux.intel_rdt
+        resctrl.change(place, cid, present, changes, container.saved.pid)
+        merged = changes if present is None else present.replace(**changes.__dict__)
+        changed = spec.replace(linux=spec.linux.replace(intel_rdt=merged))
         container.write_file(state.CONFIG, jsontext.dumps(changed.encode()).encode())
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from minirun.criu.images import Images
     from minirun.setup import Launch
-    from minirun.spec import Process, Resources, Spec
+    from minirun.spec import IntelRdt, Process, Resources, Spec
     from minirun.state import Container
 
     Explain = Callable[[list[dict[str, Any]]], None]
@@ -163,6 +163,16 @@ def update(root: str, cid: str, resources: Resources) -> None:
     from minirun import changing
 
     changing.update(root, cid, resources)
+
+
+def update_rdt(root: str, cid: str, rdt: IntelRdt) -> None:
+    """Change a container's share of cache and memory bandwidth.
+
+    Raises Unsupported where there is no resctrl, MinirunError with what the kernel says.
+    """
+    from minirun import changing
+
+    changing.update_rdt(root, cid, rdt)
 
 
 def ps(root: str, cid: str) -> list[int]:

@@ -113,6 +113,40 @@ def enter(setup: Setup, root: str, rdt: IntelRdt) -> None:
         _write(root, f"{monitor}/tasks", str(setup.pid))
 
 
+def change(root: str, cid: str, present: IntelRdt | None, changes: IntelRdt, pid: int) -> None:
+    """Set the schemata that `changes` give for a container that runs, as `update` asks.
+
+    `present` is what it was created with; without it a group is made, and takes the threads of its
+    process `pid` and of those below it. Raises MinirunError with what the kernel says.
+    """
+    group = group_of(root, present or changes, cid)
+    made = present is None and _make(group, must_exist=False)
+    try:
+        for line in lines_of(changes):
+            _write(root, f"{group}/schemata", line + "\n")
+        if made:
+            for thread in _threads(pid):
+                _write(root, f"{group}/tasks", thread)
+    except BaseException:
+        if made:
+            os.rmdir(group)
+        raise
+
+
+def _threads(pid: int) -> list[str]:
+    """List the threads of a process and of all that descend from it."""
+    found: list[str] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            found.append(thread)
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                for child in file.read().split():
+                    found += _threads(int(child))
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it has ended meanwhile
+    return found
+
+
 def _make(directory: str, *, must_exist: bool) -> bool:
     """Make a group; tell whether it was not there before."""
     if os.path.isdir(directory):

@@ -6,8 +6,8 @@ import os
 
 from minirun import container, jsontext, log
 from minirun.cli.place import container_id, state_root
-from minirun.errors import MinirunError, Unsupported, UsageError
-from minirun.spec import CPU, BlockIO, Memory, Pids, Resources
+from minirun.errors import MinirunError, UsageError
+from minirun.spec import CPU, BlockIO, IntelRdt, Memory, Pids, Resources
 from minirun.units import parse_count, parse_limit
 
 TYPE_CHECKING = False
@@ -36,20 +36,27 @@ _MEMORY = (
 )
 
 
-_RESCTRL = "/sys/fs/resctrl/schemata"
-_RDT = {
-    "l3_cache_schema": "Intel RDT/CAT: l3 cache schema is not enabled",
-    "mem_bw_schema": "Intel RDT/MBA: memory bandwidth schema is not enabled",
-}
-
-
 def update(options: Options) -> int:
-    """`minirun update`. With --resources all other flags are ignored."""
+    """`minirun update`. With --resources the other flags for limits are ignored."""
     root, cid = state_root(options), container_id(options)
     source = options.resources
+    rdt = rdt_of(options)
+    if rdt is not None:
+        container.update_rdt(root, cid, rdt)
     resources = read_resources(source) if source else resources_of(options)
-    container.update(root, cid, with_unlimited_swap(resources))
+    if rdt is None or resources != Resources():
+        container.update(root, cid, with_unlimited_swap(resources))
     return 0
+
+
+def rdt_of(options: Options) -> IntelRdt | None:
+    """Make linux.intelRdt of the two schemas, which hold beside --resources too, as in runc."""
+    given = {
+        name: getattr(options, name)
+        for name in ("l3_cache_schema", "mem_bw_schema")
+        if getattr(options, name)
+    }
+    return IntelRdt(**given) if given else None
 
 
 def read_resources(source: str) -> Resources:
@@ -74,26 +81,10 @@ def resources_of(options: Options) -> Resources:
         found["pids"] = Pids(limit=options.pids_limit)
     if options.blkio_weight:
         found["block_io"] = BlockIO(weight=_weight(options.blkio_weight))
-    _refuse_rdt(options)
     for name in ("kernel_memory", "kernel_memory_tcp"):
         if getattr(options, name):
             log.warning(f"--{name.replace('_', '-')} is ignored: the kernel has no such limit")
     return Resources(**found)
-
-
-def _refuse_rdt(options: Options) -> None:
-    """Refuse Intel RDT's schemas: first, as runc does, where the kernel does not have them."""
-    for name, what in _RDT.items():
-        if not getattr(options, name):
-            continue
-        if not os.path.exists(_RESCTRL):
-            raise Unsupported(
-                what,
-                cause=f"resctrl is not mounted on {os.path.dirname(_RESCTRL)}: only some "
-                "processors have it",
-                fix="mount -t resctrl resctrl /sys/fs/resctrl, where the processor has it",
-            )
-        raise Unsupported(f"--{name.replace('_', '-')} is not supported yet")
 
 
 def _weight(value: int) -> int:

@@ -105,6 +105,11 @@ FAILURES: dict[str, tuple[Callable[[Box], Done], str, int]] = {
     "a file on a directory": (mounted("/vol", "/etc/passwd"), "not a directory", 1),
     "no bundle": (no_bundle, "nowhere is not a directory", 1),
     "no configuration": (no_config, "config.json not found", 1),
+    "no resctrl": (
+        after(lambda box: box.up(), "update", "--l3-cache-schema", "L3:0=f"),
+        "Intel RDT/CAT: l3 cache schema is not enabled",
+        1,
+    ),
     "unknown verb": (lambda box: box.call("frobnicate"), "frobnicate", 1),
     "unknown flag": (lambda box: box.call("state", "--nope", box.id), "nope", 1),
     "no ID": (lambda box: box.call("state"), "", 1),

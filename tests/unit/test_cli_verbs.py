@@ -16,12 +16,21 @@ from minirun import cli, container, log, privilege
 from minirun.cli import exec as exec_
 from minirun.cli import explain, listing, place
 from minirun.cli import spec as spec_
-from minirun.cli import update as cli_update
 from minirun.cli.lifecycle import signal_number
 from minirun.cli.place import container_id, default_root, state_root
 from minirun.errors import DoesNotExist, MinirunError, StateError
 from minirun.options import parse
-from minirun.spec import CPU, BlockIO, Capabilities, Memory, Pids, Process, Resources, User
+from minirun.spec import (
+    CPU,
+    BlockIO,
+    Capabilities,
+    IntelRdt,
+    Memory,
+    Pids,
+    Process,
+    Resources,
+    User,
+)
 
 FOUND = {
     "ociVersion": "1.3.0",
@@ -58,7 +67,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Replace what `minirun.container` does."""
     made = Calls()
     for name in (
-        "create start run exec_process kill delete state list_all ps pause resume update".split()  # noqa: SIM905
+        *"create start run exec_process kill delete state list_all ps pause resume".split(),  # noqa: SIM905
+        "update",
+        "update_rdt",
     ):
         monkeypatch.setattr(container, name, made.function(name))
     monkeypatch.setattr(os, "umask", lambda mask: 0o022)
@@ -374,27 +385,16 @@ def test_bad_updates(words: str, calls: Calls, capfd: pytest.CaptureFixture[str]
     assert calls.made == []
 
 
-SCHEMAS = {
-    "l3-cache-schema": "Intel RDT/CAT: l3 cache schema is not enabled",
-    "mem-bw-schema": "Intel RDT/MBA: memory bandwidth schema is not enabled",
-}
-
-
-@pytest.mark.parametrize("flag", SCHEMAS)
-def test_schemas_need_resctrl(
-    flag: str,
-    calls: Calls,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    monkeypatch.setattr(cli_update, "_RESCTRL", str(tmp_path / "schemata"))
-    assert run(f"update --{flag} x web") == 1
-    assert capfd.readouterr().err == f"minirun: {SCHEMAS[flag]}\n"
-    (tmp_path / "schemata").touch()
-    assert run(f"update --{flag} x web") == 1
-    assert f"--{flag} is not supported yet" in capfd.readouterr().err
-    assert calls.made == []
+def test_schemas_are_no_limits(calls: Calls, tmp_path: Path) -> None:
+    assert run("update --l3-cache-schema L3:0=f --mem-bw-schema MB:0=50 web") == 0
+    (tmp_path / "r.json").write_text('{"pids": {"limit": 5}}')
+    assert run(f"update --mem-bw-schema MB:0=50 -r {tmp_path}/r.json web") == 0
+    both = IntelRdt(l3_cache_schema="L3:0=f", mem_bw_schema="MB:0=50")
+    assert calls.made == [
+        ("update_rdt", "/r", "web", both),
+        ("update_rdt", "/r", "web", IntelRdt(mem_bw_schema="MB:0=50")),
+        ("update", "/r", "web", Resources(pids=Pids(limit=5))),
+    ]
 
 
 def test_update_from_a_file(calls: Calls, tmp_path: Path) -> None:

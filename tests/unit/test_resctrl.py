@@ -186,3 +186,46 @@ def test_a_container_that_is_named_like_a_file(root: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be the name of a group"):
         resctrl.check(setup)
     assert root.exists()
+
+
+# ---------------------------------------------------------------- update
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is written, by the file's last two names."""
+    found: list[tuple[str, str]] = []
+
+    def write(_root: str, path: str, value: str) -> None:
+        found.append(("/".join(path.split("/")[-2:]), value))
+
+    monkeypatch.setattr(resctrl, "_write", write)
+    return found
+
+
+def test_a_change_of_what_the_container_has(root: Path, written: list[tuple[str, str]]) -> None:
+    changes = IntelRdt(l3_cache_schema="L3:0=f", mem_bw_schema="MB:0=20")
+    resctrl.change(str(root), "box", IntelRdt(clos_id="gold"), changes, os.getpid())
+    assert written == [("gold/schemata", "L3:0=f\n"), ("gold/schemata", "MB:0=20\n")]
+    assert not (root / "gold").exists()  # it is there already, in earnest
+
+
+def test_a_change_makes_a_group_where_there_is_none(
+    root: Path, written: list[tuple[str, str]]
+) -> None:
+    resctrl.change(str(root), "box", None, IntelRdt(mem_bw_schema="MB:0=20"), os.getpid())
+    assert written[0] == ("box/schemata", "MB:0=20\n")
+    assert ("box/tasks", str(os.getpid())) in written
+    assert (root / "box").is_dir()
+
+
+def test_a_change_that_the_kernel_refuses_leaves_no_group(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_root: str, _path: str, _value: str) -> None:
+        raise MinirunError("invalid argument")
+
+    monkeypatch.setattr(resctrl, "_write", refuse)
+    with pytest.raises(MinirunError):
+        resctrl.change(str(root), "box", None, IntelRdt(mem_bw_schema="MB:0=20"), os.getpid())
+    assert not (root / "box").exists()
