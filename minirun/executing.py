@@ -62,7 +62,7 @@ def _inherited(process: Process, first: Process | None) -> Process:
     if first is None:
         return process
     names = (
-        "apparmor_profile", "selinux_label", "rlimits", "io_priority", "scheduler",
+        "capabilities", "apparmor_profile", "selinux_label", "rlimits", "io_priority", "scheduler",
         "exec_cpu_affinity",
     )  # fmt: skip
     return process.replace(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from minirun import ranges
 from minirun.kernel import process
+from minirun.kernel.process import MPOL_FLAGS as FLAGS
+from minirun.kernel.process import MPOL_MODES as MODES
 from minirun.refuse import refuse_unless
 from minirun.step import step
 
@@ -12,21 +14,6 @@ if TYPE_CHECKING:
     from minirun.setup import Setup
     from minirun.spec import MemoryPolicy
 
-# include/uapi/linux/mempolicy.h
-MODES = {
-    "MPOL_DEFAULT": 0,
-    "MPOL_PREFERRED": 1,
-    "MPOL_BIND": 2,
-    "MPOL_INTERLEAVE": 3,
-    "MPOL_LOCAL": 4,
-    "MPOL_PREFERRED_MANY": 5,  # Linux 5.15
-    "MPOL_WEIGHTED_INTERLEAVE": 6,  # Linux 6.9
-}
-FLAGS = {
-    "MPOL_F_NUMA_BALANCING": 1 << 13,
-    "MPOL_F_RELATIVE_NODES": 1 << 14,
-    "MPOL_F_STATIC_NODES": 1 << 15,
-}
 _WHERE = "linux.memoryPolicy"
 _WITHOUT_NODES = ("MPOL_DEFAULT", "MPOL_LOCAL")
 _EITHER = ("MPOL_PREFERRED",)

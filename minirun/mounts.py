@@ -62,8 +62,21 @@ def is_bind(entry: Mount) -> bool:
 
 
 def _shell_mount(entry: Mount) -> str:
-    options = ",".join(entry.options)
     target = f'"$root"{clean(entry.destination)}'
+    if "remount" in entry.options:
+        words = [option for option in entry.options if option != "remount"]
+        return f"mount -o {_sh(','.join(['remount', *words]))} {target}"
+    if "copy-symlink" in entry.options and os.path.islink(entry.source or ""):
+        return f'mkdir -p "$(dirname {target})" && cp -Pn {_sh(entry.source or "")} {target}'
+    if "tmpcopyup" in entry.options:
+        # The copy waits aside while the new mount covers where it comes from.
+        plain = [option for option in entry.options if option != "tmpcopyup"]
+        return (
+            f'up=$(mktemp -d) && cp -a {target}/. "$up" && '
+            f"{_shell_mount(entry.replace(options=tuple(plain)))} && "
+            f'cp -a "$up"/. {target} && rm -r "$up"'
+        )
+    options = ",".join(entry.options)
     if is_bind(entry):
         how = "--rbind" if "rbind" in entry.options else "--bind"
         source = entry.source or ""

@@ -116,6 +116,9 @@ def _missing(setup: Setup) -> list[str]:
         found.append("# Left out: the system call filter, which no shell tool can load.")
     if setup.spec.linux.resources and setup.spec.linux.resources.devices:
         found.append("# Left out: the device program, which no shell tool can load.")
+    process, linux = setup.process, setup.spec.linux
+    if process.scheduler or process.io_priority or linux.memory_policy or linux.personality:
+        found.append("# Left out: what chrt, ionice, numactl and setarch would set.")
     if setup.spec.linux.net_devices:
         found.append("# Left out: the network devices; `ip link set DEVICE netns PID` moves one.")
     hooks = setup.spec.hooks

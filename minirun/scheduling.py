@@ -20,30 +20,7 @@ if TYPE_CHECKING:
 
     from minirun.setup import Setup
 
-# include/uapi/linux/sched.h; the kernel has reserved 4 and refuses it.
-POLICIES = {
-    "SCHED_OTHER": 0,
-    "SCHED_FIFO": 1,
-    "SCHED_RR": 2,
-    "SCHED_BATCH": 3,
-    "SCHED_ISO": 4,
-    "SCHED_IDLE": 5,
-    "SCHED_DEADLINE": 6,
-}
-FLAGS = {
-    "SCHED_FLAG_RESET_ON_FORK": 0x01,
-    "SCHED_FLAG_RECLAIM": 0x02,
-    "SCHED_FLAG_DL_OVERRUN": 0x04,
-    "SCHED_FLAG_KEEP_POLICY": 0x08,
-    "SCHED_FLAG_KEEP_PARAMS": 0x10,
-    "SCHED_FLAG_UTIL_CLAMP_MIN": 0x20,
-    "SCHED_FLAG_UTIL_CLAMP_MAX": 0x40,
-}
-# include/uapi/linux/ioprio.h
-IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
 IO_LEVELS = 8
-_IOPRIO_WHO_PROCESS = 1
-_IOPRIO_CLASS_SHIFT = 13
 
 
 def _scheduler(setup: Setup) -> list[str]:
@@ -58,10 +35,10 @@ def set_scheduler(setup: Setup) -> None:
     assert asked is not None
     bits = 0
     for name in asked.flags:
-        bits |= FLAGS[name]
+        bits |= process.SCHED_FLAGS[name]
     process.sched_setattr(
         setup.pid,
-        POLICIES[asked.policy],
+        process.SCHED_POLICIES[asked.policy],
         flags_=bits,
         nice=asked.nice,
         priority=asked.priority,
@@ -81,8 +58,8 @@ def set_io_priority(setup: Setup) -> None:
     """Set the I/O priority"""
     asked = setup.process.io_priority
     assert asked is not None
-    value = IO_CLASSES[asked.cls] << _IOPRIO_CLASS_SHIFT | asked.priority
-    process.ioprio_set(_IOPRIO_WHO_PROCESS, setup.pid, value)
+    value = process.IOPRIO_CLASSES[asked.cls] << process.IOPRIO_CLASS_SHIFT | asked.priority
+    process.ioprio_set(process.IOPRIO_WHO_PROCESS, setup.pid, value)
 
 
 @step(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from minirun import ranges
 from minirun.kernel.capability import NUMBERS as CAPABILITIES
+from minirun.kernel.process import IOPRIO_CLASSES, SCHED_FLAGS, SCHED_POLICIES
 from minirun.kernel.resource import RLIMITS
 from minirun.refuse import absolute, refuse_unless
-from minirun.scheduling import FLAGS as SCHED_FLAGS
-from minirun.scheduling import IO_CLASSES, IO_LEVELS, POLICIES
+from minirun.scheduling import IO_LEVELS
 from minirun.spec import Process
 
 TYPE_CHECKING = False
@@ -86,7 +86,7 @@ def scheduler(proc: Process, _notes: Notes) -> None:
     if asked is None:
         return
     policy = asked.policy
-    refuse_unless(policy in POLICIES, f"{where}.policy", f"unknown policy {policy!r}")
+    refuse_unless(policy in SCHED_POLICIES, f"{where}.policy", f"unknown policy {policy!r}")
     for number, name in enumerate(asked.flags):
         refuse_unless(name in SCHED_FLAGS, f"{where}.flags[{number}]", f"unknown flag {name!r}")
     refuse_unless(
@@ -112,7 +112,7 @@ def io_priority(proc: Process, _notes: Notes) -> None:
     asked, where = proc.io_priority, "process.ioPriority"
     if asked is None:
         return
-    refuse_unless(asked.cls in IO_CLASSES, f"{where}.class", f"unknown class {asked.cls!r}")
+    refuse_unless(asked.cls in IOPRIO_CLASSES, f"{where}.class", f"unknown class {asked.cls!r}")
     good = 0 <= asked.priority < IO_LEVELS
     refuse_unless(
         good, f"{where}.priority", f"must be from 0 to {IO_LEVELS - 1}, not {asked.priority}"

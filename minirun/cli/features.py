@@ -12,7 +12,6 @@ from minirun import (
     SPEC_VERSION_MIN,
     __version__,
     jsontext,
-    memorypolicy,
     mountoptions,
     namespaces,
     refuse,
@@ -22,6 +21,7 @@ from minirun.cli import libseccomp_version, write
 from minirun.errors import ConfigError
 from minirun.kernel import capability
 from minirun.kernel import seccomp as kernel
+from minirun.kernel.process import MPOL_FLAGS, MPOL_MODES
 from minirun.spec import Hooks, Spec
 from minirun.validate import validate
 
@@ -117,8 +117,8 @@ def _memory_policy() -> dict[str, Any]:
         return {}
     return {
         "memoryPolicy": {
-            "modes": list(memorypolicy.MODES),
-            "flags": list(memorypolicy.FLAGS),
+            "modes": list(MPOL_MODES),
+            "flags": list(MPOL_FLAGS),
         }
     }
 

@@ -54,6 +54,47 @@ PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 
+# include/uapi/linux/sched.h; the kernel has reserved 4 and refuses it.
+SCHED_POLICIES = {
+    "SCHED_OTHER": 0,
+    "SCHED_FIFO": 1,
+    "SCHED_RR": 2,
+    "SCHED_BATCH": 3,
+    "SCHED_ISO": 4,
+    "SCHED_IDLE": 5,
+    "SCHED_DEADLINE": 6,
+}
+SCHED_FLAGS = {
+    "SCHED_FLAG_RESET_ON_FORK": 0x01,
+    "SCHED_FLAG_RECLAIM": 0x02,
+    "SCHED_FLAG_DL_OVERRUN": 0x04,
+    "SCHED_FLAG_KEEP_POLICY": 0x08,
+    "SCHED_FLAG_KEEP_PARAMS": 0x10,
+    "SCHED_FLAG_UTIL_CLAMP_MIN": 0x20,
+    "SCHED_FLAG_UTIL_CLAMP_MAX": 0x40,
+}
+
+# include/uapi/linux/ioprio.h
+IOPRIO_WHO_PROCESS = 1
+IOPRIO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
+IOPRIO_CLASS_SHIFT = 13
+
+# include/uapi/linux/mempolicy.h
+MPOL_MODES = {
+    "MPOL_DEFAULT": 0,
+    "MPOL_PREFERRED": 1,
+    "MPOL_BIND": 2,
+    "MPOL_INTERLEAVE": 3,
+    "MPOL_LOCAL": 4,
+    "MPOL_PREFERRED_MANY": 5,  # Linux 5.15
+    "MPOL_WEIGHTED_INTERLEAVE": 6,  # Linux 6.9
+}
+MPOL_FLAGS = {
+    "MPOL_F_NUMA_BALANCING": 1 << 13,
+    "MPOL_F_RELATIVE_NODES": 1 << 14,
+    "MPOL_F_STATIC_NODES": 1 << 15,
+}
+
 PR_NAMES = {name: value for name, value in list(globals().items()) if name.startswith("PR_")}
 
 
@@ -203,11 +244,21 @@ def sched_setattr(
     fields = (policy, flags_, nice, priority, runtime, deadline, period)
     # struct sched_attr as of Linux 5.3: its size first, the utilization clamps last.
     attr = struct.pack("=IIQiIQQQII", 56, *fields, 0, 0)
+    names = ("nice", "priority", "runtime", "deadline", "period")
     call(
         _sched_setattr,
         (pid, attr, 0),
-        lambda: f"sched_setattr({pid}, {{policy={policy}, nice={nice}, priority={priority}}}, 0)",
+        lambda: (
+            f"sched_setattr({pid}, {{policy={_name_of(policy, SCHED_POLICIES)}, "
+            f"flags={flags(flags_, SCHED_FLAGS)}"
+            + "".join(f", {n}={v}" for n, v in zip(names, fields[2:], strict=True) if v)
+            + "}, 0)"
+        ),
     )
+
+
+def _name_of(value: int, names: dict[str, int]) -> str:
+    return next((name for name, number in names.items() if number == value), str(value))
 
 
 def ioprio_set(which: int, who: int, priority: int) -> None:
@@ -215,7 +266,11 @@ def ioprio_set(which: int, who: int, priority: int) -> None:
     call(
         _ioprio_set,
         (which, who, priority),
-        lambda: f"ioprio_set({which}, {who}, {priority:#x})",
+        lambda: (
+            f"ioprio_set({'IOPRIO_WHO_PROCESS' if which == IOPRIO_WHO_PROCESS else which}, {who}, "
+            f"{_name_of(priority >> IOPRIO_CLASS_SHIFT, IOPRIO_CLASSES)}"
+            f"|{priority & (1 << IOPRIO_CLASS_SHIFT) - 1})"
+        ),
     )
 
 
@@ -226,7 +281,11 @@ def set_mempolicy(mode: int, nodes: int) -> None:
     call(
         _set_mempolicy,
         (mode, mask, size * 8 + 1),
-        lambda: f"set_mempolicy({mode}, {nodes:#x})",
+        lambda: (
+            f"set_mempolicy({_name_of(mode & 0xFFF, MPOL_MODES)}"
+            + (f"|{flags(mode & ~0xFFF, MPOL_FLAGS)}" if mode & ~0xFFF else "")
+            + f", {nodes:#x}, {size * 8 + 1})"
+        ),
     )
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from minirun import plan, recipe
+from minirun import mounts, plan, recipe
 from minirun.setup import Launch, Setup
-from minirun.spec import Spec
+from minirun.spec import Mount, Spec
 from minirun.step import follow, name_of, sentence_of, step, wanted
 
 MINIMAL: dict[str, Any] = {
@@ -112,3 +112,14 @@ def test_the_script_says_what_it_leaves_out() -> None:
     )
     assert "Left out: the system call filter" in plan.shell_of(filtered)
     assert "Left out" not in plan.shell_of(setup_of())
+
+
+def test_the_script_knows_what_options_do_besides_mounting() -> None:
+    def line(**entry: Any) -> str:
+        return mounts._shell_mount(Mount.decode(entry, "mounts[0]"))
+
+    remount = line(destination="/vol", type="tmpfs", options=["remount", "ro"])
+    assert remount == "mount -o 'remount,ro' \"$root\"/vol"
+    copied = line(destination="/vol", type="tmpfs", options=["tmpcopyup", "nosuid"])
+    assert "tmpcopyup" not in copied
+    assert copied.index("cp -a") < copied.index("mount -t tmpfs -o 'nosuid'")
