@@ -83,8 +83,8 @@ _CLOUDS = (("Amazon EC2", "Amazon EC2"), ("Google", "Google Cloud"), ("Alibaba C
 
 # What may be kept of a DMI field when a machine is recorded: whoever is known by it.
 MAKERS = (*(word for word, _field, _name in _DMI), *(word for word, _name in _CLOUDS),
-          "Microsoft", "Virtual Machine", ".metal", "SeaBIOS", "EDK II", "Dell", "HP", "Lenovo",
-          "Supermicro", "Intel", "AMD", "ASUS", "Gigabyte", "LENOVO")  # fmt: skip
+          "Microsoft", "Standard PC", "Virtual Machine", ".metal", "SeaBIOS", "EDK II",
+          "Dell", "HP", "Lenovo", "Supermicro", "Intel", "AMD", "ASUS", "LENOVO")  # fmt: skip
 
 
 def hypervisors(facts: Facts) -> Iterator[str]:

@@ -79,6 +79,9 @@ def _works(facts: Facts, reasons: list[tuple[str, str]]) -> Verdict:
     name = facts.get("cpu.extension") or "the CPU's extension"
     # Hyper-V's root and Xen's dom0 do not get here: KVM does not work in them.
     nested = facts.get("cpu.hypervisor")
+    if facts.get("machine.hypervisor") == "QEMU TCG":
+        emulated = ("machine.hypervisor", "the CPU itself is emulated, its extension too: slow")
+        reasons = [*reasons, emulated]
     if nested:
         inner = "inside this virtual machine (nested)"
         return Verdict(

@@ -124,12 +124,10 @@ def _where(facts: Facts) -> Iterator[Row]:
     evidence = " · ".join(machine["evidence"])
     if machine["kind"] == "vm":
         name = machine["name"] or facts.shown("machine.monitor")
-        yield "machine", f"virtual: {name}, on {facts.shown('machine.hypervisor')} · {evidence}"
-        if facts.get("cpu.hypervisor") is False:
-            yield (
-                "",
-                "the CPU says that there is no hypervisor, the firmware is a virtual machine's",
-            )
+        on = f"on {facts.shown('machine.hypervisor')}"
+        if facts.get("machine.hypervisor") == "none":
+            on = "by its firmware, though its CPU denies a hypervisor"
+        yield "machine", f"virtual: {name}, {on} · {evidence}"
     elif machine["kind"] == "host":
         yield "machine", f"{machine['name']}{' · ' if evidence else ''}{evidence}"
     else:
@@ -209,7 +207,7 @@ def _hosting(facts: Facts) -> Iterator[Row]:
     if found is None:
         yield "limits", facts.shown("kvm.extensions")
     else:
-        yield "limits", (f"{found.get('NR_VCPUS', 0)} virtual CPUs advised, "
+        yield "limits", (f"{found.get('NR_VCPUS', 0)} CPUs for one machine advised, "
                          f"{found.get('MAX_VCPUS', 0)} at most; "
                          f"{found.get('NR_MEMSLOTS', 0)} memory slots")  # fmt: skip
     yield "IOMMU", f"{facts.shown('host.iommu')}; groups: {facts.shown('host.iommu_groups')}"
