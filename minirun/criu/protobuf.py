@@ -49,9 +49,9 @@ def _varint(value: int) -> bytes:
 
 
 def decode(data: bytes, shape: Shape) -> dict[str, Any]:
-    """Decode a message; fields that the table lacks are passed over, of a doubled one the last
+    """Decode a message; fields that the table lacks are passed over.
 
-    counts. Raises ValueError for what is no message.
+    Of a field that stands there twice the last counts. Raises ValueError for what is no message.
     """
     known = {number: (name, kind) for name, (number, kind) in shape.items()}
     found: dict[str, Any] = {}
