@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 _MISUSED = 2
 
 
+class _Refused(MinirunError):
+    """What was asked for cannot be done; never the 1 that is the "no" of --is."""
+
+    exit_code = _MISUSED
+
+
 class _Virt(click.Command):
     """Ends with 2 when it is misused: 1 is the "no" of --is."""
 
@@ -81,7 +87,7 @@ def command(
         click.echo(document.schema(), nl=False)
         return
     if record and fixture:
-        raise MinirunError("flags --record and --fixture exclude each other")
+        raise _Refused("flags --record and --fixture exclude each other")
     host = _host(fixture, not no_probe, bool(record))
     facts = collect(host)
     verdict = decide(facts)
@@ -130,7 +136,9 @@ def _record(directory: str, host: Host, facts: Facts, verdict: Verdict) -> None:
     try:
         save(directory, host, expected)
     except OSError as error:
-        raise MinirunError(f"{directory}: {os.strerror(error.errno or 0).lower()}") from None
+        raise _Refused(f"{directory}: {os.strerror(error.errno or 0).lower()}") from None
+    except MinirunError as error:
+        raise _Refused(error.message, cause=error.cause, fix=error.fix) from None
 
 
 def _is(kind: str, facts: Facts, verdict: Verdict, quiet: bool) -> int:

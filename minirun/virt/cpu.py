@@ -46,7 +46,10 @@ def collect(host: Host, facts: Facts) -> None:
     info = _cpuinfo(host, facts)
     if machine in X86:
         _x86(host, facts, info)
-    elif machine is not None:
+    elif machine is None:
+        for name in ("extension", "vmx", "svm", "hypervisor", "lock"):
+            facts.unknown(f"cpu.{name}", facts.why("system.machine"), "uname")
+    else:
         facts.take("cpu.extension", "uname", lambda: _OTHERS.get(machine))
         facts.take(
             "cpu.hypervisor", "device tree, SMBIOS", lambda: _other_hypervisor(host, machine)

@@ -67,7 +67,10 @@ def _devices(host: Host) -> list[str]:
     if not host.present("/sys/firmware/acpi", "/sys/firmware"):
         return []
     found = set()
-    for name in host.names(DEVICES):
+    names = host.names(DEVICES)
+    if not names:
+        raise Unknown(f"{DEVICES} is empty, perhaps covered")
+    for name in names:
         # NAME is the _HID and an instance number; only a number stands for one without a _HID.
         found.add(name.partition(":")[0])
     return sorted(found & set(TELLING_DEVICES))
@@ -83,6 +86,8 @@ def _dmi(host: Host) -> dict[str, str]:
             found[name] = host.text(f"{DMI}/{name}")
         except FileNotFoundError:
             continue
+    if not found:
+        raise Unknown(f"{DMI} is empty, perhaps covered")
     return found
 
 

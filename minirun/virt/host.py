@@ -66,14 +66,15 @@ class Host:
         return self.read(path).decode("utf-8", "replace").rstrip("\0").strip()
 
     def present(self, path: str, under: str) -> bool:
-        """Tell whether something is there. Only where `under` can be listed does absence count.
+        """Tell whether something is there. Absence counts only where `under` lists anything:
 
-        Raises OSError otherwise.
+        runtimes cover directories of /sys with empty ones. Raises OSError or Unknown otherwise.
         """
         try:
             self.status(path)
         except FileNotFoundError:
-            self.names(under)
+            if not self.names(under):
+                raise Unknown(f"{under} is empty, perhaps covered") from None
             return False
         return True
 

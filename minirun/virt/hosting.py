@@ -25,10 +25,10 @@ def collect(host: Host, facts: Facts) -> None:
     facts.take("host.iommu_groups", "/sys/kernel/iommu_groups",
                lambda: len(host.names("/sys/kernel/iommu_groups")))  # fmt: skip
     for name, path in _NODES.items():
-        facts.take(f"host.{name}", path, _node, host, name, path)
+        facts.take(f"host.{name}", path, _node, host, facts, name, path)
     facts.take("host.sev", "module parameters, KVM_CAP_VM_TYPES", lambda: _type(facts, "SEV"))
     facts.take("host.tdx", "module parameters, KVM_CAP_VM_TYPES", lambda: _type(facts, "TDX"))
-    facts.take("host.sgx", "/dev/sgx_vepc", lambda: host.present("/dev/sgx_vepc", "/dev"))
+    facts.take("host.sgx", "/dev/sgx_vepc", lambda: _sgx(host, facts))
     facts.take("host.hugepages", _HUGE, lambda: _hugepages(host))
     facts.take("host.ksm", "/sys/kernel/mm/ksm/run", lambda: _ksm(host))
 
@@ -56,10 +56,21 @@ def _told_of(host: Host) -> str:
     return next((name for table, name in _IOMMU_TABLES.items() if table in tables), "")
 
 
-def _node(host: Host, name: str, path: str) -> str:
+def _sgx(host: Host, facts: Facts) -> bool:
+    """Whether guests can have enclaves. A container's own /dev says nothing of the host's."""
+    if host.present("/dev/sgx_vepc", "/dev"):
+        return True
+    if facts.get("cpu.sgx") is False or facts.get("container.inside") is False:
+        return False
+    raise Unknown("a container has a /dev of its own")
+
+
+def _node(host: Host, facts: Facts, name: str, path: str) -> str:
     """ "yes", "no", or why no module can bring it."""
     if host.present(path, "/dev"):
         return "yes"
+    if facts.get("container.inside") is not False:
+        return "not here (a container has a /dev of its own)"
     config = kernel_config(host)
     if config is None:
         return "no"

@@ -84,12 +84,14 @@ class Recorder(Host):
 
 def _listed(path: str, names: list[str]) -> list[str]:
     """Most directories are listed only to know that they can be; their names stay private."""
+    others = ["(others)"] if names else []  # that it is not empty says that it is not covered
     if path == firmware.DEVICES:
-        return [name for name in names if name.partition(":")[0] in firmware.TELLING_DEVICES]
+        kept = [name for name in names if name.partition(":")[0] in firmware.TELLING_DEVICES]
+        return kept + others
     if path.startswith(("/sys/firmware/acpi", "/sys/bus/", "/sys/class/iommu", "/sys/kernel/",
                         "/sys/devices/system/")):  # fmt: skip
         return names
-    return []
+    return others
 
 
 def _status(path: str, found: dict[str, int]) -> dict[str, int]:

@@ -149,9 +149,10 @@ def _container(facts: Facts) -> str:
     own = [name for name, first in spaces.items() if first is False]
     if inside is None:
         return facts.shown("container.inside")
-    if inside:
-        return f"{facts.shown('container.runtime')} · own namespaces: {' '.join(own)}"
     unsure = [name for name, first in spaces.items() if first is None]
+    if inside:
+        rest = f"; unknown: {' '.join(unsure)}" if unsure else ""
+        return f"{facts.shown('container.runtime')} · own namespaces: {' '.join(own)}{rest}"
     told = f"no: all {len(spaces)} namespaces are the machine's first ones"
     if own:
         told = f"no, but some namespaces of its own: {' '.join(own)}"
@@ -170,6 +171,8 @@ def _origin(facts: Facts) -> str:
         False: "started, not restored (the kernel's log)",
         None: f"restored from a snapshot? {facts.shown('guest.restored')}",
     }[restored]
+    if facts.get("firmware.acpi_devices") is None:
+        return f"{told}; devices that would tell: {facts.shown('firmware.acpi_devices')}"
     devices = [name for name in ("vmgenid", "vmclock") if facts.get(f"guest.{name}")]
     return f"{told}; devices that would tell: {' '.join(devices) or 'none'}"
 

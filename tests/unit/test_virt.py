@@ -127,6 +127,15 @@ def without(found: Tables, changes: dict[tuple[str, str], Any]) -> Tables:
     return copy
 
 
+# What is said there changes with what is seen, and decides nothing.
+TEXTS = {"machine.evidence", "host.vfio", "host.vhost-net", "host.vhost-vsock"}
+
+
+def says_no(value: Any) -> bool:
+    """Whether a fact that is no bool says that there is nothing."""
+    return value in ("", [], {}) or (isinstance(value, str) and value.startswith(("no", "shadow")))
+
+
 def check_less(name: str, host: Host) -> None:
     """A machine of which less can be read: nothing raises, no answer turns into its opposite."""
     whole, found = facts(name), collect(host)
@@ -137,6 +146,8 @@ def check_less(name: str, host: Host) -> None:
         was = whole.get(fact.name)
         if isinstance(was, bool) and fact.value is not None:
             assert fact.value == was, f"{fact.name}: {was} became {fact.value}"
+        if fact.name not in TEXTS and was is not None and says_no(fact.value):
+            assert says_no(was), f"{fact.name}: {was} became {fact.value}"
         assert fact.value is not None or fact.why, f"{fact.name} is unknown without a reason"
     before, after = answers(whole), answers(found)
     for kind, answer in after.items():
@@ -170,6 +181,25 @@ def test_a_file_system_is_not_mounted(name: str, tree: str) -> None:
         if key == tree or key.startswith(tree + "/")
     }
     check_less(name, FixtureHost(without(found, gone)))
+
+
+COVERED = ("/sys", "/sys/module", "/sys/firmware", "/sys/class", "/sys/class/dmi/id", "/sys/bus",
+           "/sys/bus/acpi/devices", "/sys/kernel/mm", "/proc/device-tree")  # fmt: skip
+
+
+@pytest.mark.parametrize("tree", COVERED)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_directory_is_covered_by_an_empty_one(name: str, tree: str) -> None:
+    """As runtimes do with what tells of the host: what was below is not absent, but unknown."""
+    found = tables(name)
+    gone: dict[tuple[str, str], Any] = {
+        (table, key): None
+        for table in ("files", "names", "status")
+        for key in found[table]
+        if key.startswith(tree + "/")
+    }
+    if tree in found["names"] or tree in found["status"] or gone:
+        check_less(name, FixtureHost(without(found, {**gone, ("names", tree): []})))
 
 
 @given(data=st.data(), name=st.sampled_from(NAMES))
@@ -401,6 +431,8 @@ def test_questions(name: str, kind: str, capsys: pytest.CaptureFixture[str]) -> 
 def test_misuse_is_no_answer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("--is", "vmm") == 2
     assert run("--unheard") == 2
+    assert run("--record", "a", "--fixture", "b") == 2
+    assert run("--record", "/proc/none", "--is", "vm", "--no-probe") == 2
     assert run("--is", "vm", "--fixture", str(tmp_path / "none")) == 2
     assert "none/host.json" in capfd.readouterr().err
 
