@@ -98,7 +98,8 @@ def shell_of(setup: Setup) -> str:
             "    status=0",
             '    sh -c \'echo $$ > "$0/cgroup.procs"; exec "$@"\' "$group" \\',
             "        " + " ".join([*prefix, 'sh "$0" inside || status=$?']),
-            '    rmdir "$group"',
+            # A scope ends by itself, and takes its group along.
+            '    rmdir "$group"' + (" 2>/dev/null || :" if setup.launch.systemd_cgroup else ""),
             "    exit $status",
             "fi",
             *inside,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from minirun.errors import MinirunError
 from minirun.kernel import resource
 from minirun.kernel.libc import failure, quote, trace
 from minirun.step import step
@@ -23,7 +24,17 @@ def raise_hard(setup: Setup) -> None:
     for one in setup.process.rlimits:
         soft, hard = resource.limits(one.type)
         if one.hard > hard:
-            resource.prlimit(setup.pid, one.type, soft, one.hard)
+            try:
+                resource.prlimit(setup.pid, one.type, soft, one.hard)
+            except PermissionError:
+                if not setup.unprivileged:
+                    raise
+                raise MinirunError(
+                    f"rlimits.raise_hard: {one.type} {one.hard} is above the hard limit {hard}: "
+                    "operation not permitted",
+                    cause="only root may raise a hard limit",
+                    fix="lower it in process.rlimits, or raise the user's: limits.conf(5)",
+                ) from None
 
 
 def _scored(setup: Setup) -> bool:

@@ -32,9 +32,10 @@ def _shell(setup: Setup) -> list[str]:
 def _shell_scope(setup: Setup) -> list[str]:
     """A scope that a sleeping process holds until the container's first one is in it."""
     unit = _unit(setup)
+    user = "--user " if privilege.user_manager() else ""
     return [
         f"group='/sys/fs/cgroup{unit.path}'",
-        f"systemd-run --quiet --scope --collect --unit '{unit.name}' --slice '{unit.slice}' "
+        f"systemd-run {user}--quiet --scope --collect --unit '{unit.name}' --slice '{unit.slice}' "
         "--property Delegate=yes sleep 5 &",
         'until [ -d "$group" ]; do sleep 0.1; done',
         *_shell_limits(setup),

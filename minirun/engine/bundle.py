@@ -46,15 +46,16 @@ def prepare(options: Options, cid: str, command: Sequence[str]) -> Prepared:
     the way. Nothing is left behind then.
     """
     request = Request(options, places.check_id(cid), command)
-    data = places.data()
-    _check_volumes(request, data)
-    lower = _tree(data, options.rootfs)
     if os.geteuid() != 0:
         raise Unsupported(
             "run --rootfs needs root",
             cause="only root may mount an overlay that other runtimes find",
-            fix="run it with sudo",
+            fix="run it with sudo; or run a bundle, for which minirun spec --rootless writes a "
+            "config.json",
         )
+    data = places.data()
+    _check_volumes(request, data)
+    lower = _tree(data, options.rootfs)
     places.make(data)
     bundle = _make_bundle(data, cid, options.root)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import time
@@ -161,6 +162,22 @@ def test_oom_scores(user: UserBox) -> None:
     if own > -1000:
         user.process["oomScoreAdj"] = own - 1
         assert user.sh("cat /proc/self/oom_score_adj") == str(own)
+
+
+def test_a_hard_limit_above_the_callers(user: UserBox) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    user.before = ["prlimit", "--nproc=500:500"]
+    user.process["rlimits"] = [{"type": "RLIMIT_NPROC", "soft": 400, "hard": 600}]
+    assert hard == resource.RLIM_INFINITY or hard > 600
+    user.refused("RLIMIT_NPROC 600 is above the hard limit 500")
+    user.process["rlimits"][0]["hard"] = 450
+    assert user.sh("ulimit -Hp 2>/dev/null || ulimit -Hu") == "450"
+
+
+def test_run_from_flags_needs_root(user: UserBox) -> None:
+    done = user.call("run", "--rootfs", str(user.rootfs), user.id, "true")
+    assert done.code == 1
+    assert "run --rootfs needs root" in done.err
 
 
 def test_clock_offsets(user: UserBox) -> None:
@@ -326,6 +343,27 @@ def test_none_is_delegated(member: UserBox) -> None:
     assert "permission denied" in message
     del member.linux["resources"]
     assert member.sh("echo ran") == "ran"
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize(
+    "setting", ["kernel.unprivileged_userns_clone=0", "user.max_user_namespaces=0"]
+)
+def test_a_host_that_forbids_user_namespaces(member: UserBox, setting: str) -> None:
+    from runtime import in_a_terminal, read_until
+
+    path = Path("/proc/sys", *setting.partition("=")[0].split("."))
+    former = read(path)
+    member.process["args"] = ["/bin/true"]
+    member.write()
+    words = member.words("run", "--bundle", str(member.bundle), member.id)
+    path.write_text("0")
+    try:
+        with in_a_terminal(words) as (master, _run):
+            text = read_until(master, b"fix: ", 20)
+    finally:
+        path.write_text(former)
+    assert setting.encode() in text
 
 
 @pytest.mark.vm

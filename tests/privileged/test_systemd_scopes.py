@@ -281,6 +281,20 @@ def test_the_plan_names_the_unit(sd: Box) -> None:
     assert "sync.await_scope" in plan
 
 
+def test_the_plans_script_makes_a_scope(sd: Box) -> None:
+    name = sd.bundle.name
+    sd.linux["cgroupsPath"] = f"system.slice:plan:{name}"
+    sd.process["args"] = ["/bin/cat", "/proc/self/cgroup"]
+    sd.write()
+    script = sd.place / "plan.sh"
+    script.write_text(good(sd.call("plan", "--shell", "--bundle", str(sd.bundle))).out)
+    done = subprocess.run(["sh", str(script)], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == f"0::/system.slice/plan-{name}.scope", done
+    assert done.returncode == 0, done
+    until(lambda: gone(f"plan-{name}.scope"), 20)
+    del sd.linux["cgroupsPath"]
+
+
 def test_flags_of_run_with_a_scope(sd: Box) -> None:
     """`run --rootfs` writes a path of this form itself."""
     words = ("run", "--rootfs", str(sd.rootfs), "--memory", "32m", sd.id, "cat", "/proc/1/cgroup")
