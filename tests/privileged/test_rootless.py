@@ -31,6 +31,8 @@ class UserBox(Box):
         self.before: list[str] = []  # words before the runtime's
         if not os.environ.get("MINIRUN"):
             shutil.copytree(CHECKOUT / "minirun", place / "code/minirun", dirs_exist_ok=True)
+            # As an installation is: what others could write, root does not run.
+            subprocess.run(["chmod", "-R", "go-w", str(place / "code")], check=True)
             self.command = development(str(place / "code"))
         for directory in (place, self.bundle, *([] if runtime else [Path(self.runtime)])):
             directory.mkdir(exist_ok=True)
