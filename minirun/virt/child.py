@@ -51,8 +51,12 @@ def run(steps: Iterable[Step], limit: float = LIMIT) -> dict[str, Any]:
 
 
 def _be_child(writable: int, steps: Iterable[Step], limit: float) -> None:
+    import fcntl
     import resource
     from signal import SIG_DFL, alarm, signal
+
+    # Whoever closed the standard streams gave the pipe their numbers, which become /dev/null.
+    writable = fcntl.fcntl(writable, fcntl.F_DUPFD_CLOEXEC, 3)
 
     def tell(found: dict[str, Any]) -> None:
         os.write(writable, (dumps(found) + "\n").encode())

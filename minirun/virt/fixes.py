@@ -149,14 +149,17 @@ def nested(facts: Facts) -> list[Fix]:
     """What switches nested virtualization on here, by the name of who made this machine."""
     if not facts.get("cpu.hypervisor") and not facts.get("machine.virtual"):
         return []
-    names = [
+    monitor, cloud, hypervisor = (
         str(facts.get(name) or "")
         for name in ("machine.monitor", "machine.cloud", "machine.hypervisor")
-    ]
-    if facts.get("machine.wsl") == 2:
-        names.insert(0, "WSL")
-    if facts.get("machine.cloud") == "Azure" or facts.get("machine.hypervisor") == "QEMU TCG":
-        names.insert(0, names[1] if names[1] == "Azure" else names[2])
+    )
+    names = [monitor, cloud, hypervisor]
+    if cloud == "Azure":
+        names = [cloud]  # Hyper-V's own switch is not the customer's there
+    elif facts.get("machine.wsl") == 2:
+        names = ["WSL"]
+    elif hypervisor == "QEMU TCG":
+        names = [hypervisor]  # its monitor is QEMU, as KVM's can be
     for name in names:
         for word, who, command, text in _NESTED:
             if word in name:

@@ -6,6 +6,8 @@ import ast
 import json
 import os
 import shutil
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -344,6 +346,20 @@ def test_a_child_that_faults_is_told_of() -> None:
 
     found = child.run([fault, lambda tell: tell({"second": True})])
     assert found == {"first": True, "ended": "was ended by SIGSEGV"}
+
+
+def test_a_child_of_a_process_without_standard_streams() -> None:
+    code = """
+import os, sys
+sys.path.append(sys.argv[1])
+from minirun.virt import child
+for fd in (0, 1, 2):
+    os.close(fd)
+sys.exit(0 if child.run([lambda tell: tell({"a": 1})]) == {"a": 1} else 1)
+"""
+    checkout = str(PACKAGE.parents[1])
+    done = subprocess.run([sys.executable, "-ISB", "-c", code, checkout], check=False)
+    assert done.returncode == 0
 
 
 def test_a_child_that_raises_is_told_of() -> None:
