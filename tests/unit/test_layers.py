@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[2] / "minirun"
 LAYERS = {
     "kernel": "kernel",
     "words": """errors record refuse ranges spec jsontext units log step setup grammar options
-        profiles precompiled precompile __version__""",
+        profiles precompiled precompile rootfsoptions __version__""",
     "helpers": "inroot procfs idmap channel state blockdev dbus privilege unixsocket",
     "facilities": """capabilities cgroups copyup devicefilter devicerules devices enosys
         executable filtercache hooks hostname joining keyrings labels memorypolicy mountoptions
