@@ -111,7 +111,8 @@ def drop(setup: Setup) -> None:
 def _switch_user(setup: Setup) -> None:
     user = setup.process.user
     if user.additional_gids or not setup.setgroups_denied:
-        _named(f"setgroups({list(user.additional_gids)})", os.setgroups, user.additional_gids)
+        groups = list(dict.fromkeys(user.additional_gids))  # Docker names the first one twice
+        _named(f"setgroups({groups})", os.setgroups, groups)
     _named(f"setresgid({user.gid})", os.setresgid, user.gid, user.gid, user.gid)
     _named(f"setresuid({user.uid})", os.setresuid, user.uid, user.uid, user.uid)
 
