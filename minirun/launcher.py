@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ENTERING_VERBS = frozenset(("create", "run", "exec", "restore"))
 
 # The global options that take a value (a test compares them with options.GLOBALS).
-GLOBALS_WITH_VALUE = frozenset(("root", "log", "log-format", "criu", "rootless"))
+GLOBALS_WITH_VALUE = frozenset(("root", "log", "log-format", "criu", "rootless", "cgroup-manager"))
 
 SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

@@ -11,7 +11,7 @@ A flag's value is a bool (False when absent); a number's an int (its default, el
 a tuple of strings, one per occurrence, never split on commas (() when absent); any other's the text
 as it was typed (None when absent). Sizes, rates, port and volume texts are not looked into here:
 whoever uses them reads them, and names the option in the error. The global options are attributes
-as well: root, log, log_format, debug, systemd_cgroup, rootless.
+as well: root, log, log_format, debug, systemd_cgroup, cgroup_manager, rootless.
 
 The grammar is that of runc 1.5 (urfave/cli v3), which engines speak: `--name value`,
 `--name=value`, one dash as good as two, options before or after the ID, except that `exec`, `ps`
@@ -58,6 +58,13 @@ GLOBALS = (
     Option("criu", TEXT, "(ignored)", "PATH", hidden=True),
     Option(
         "systemd-cgroup", FLAG, 'let systemd make the cgroup; cgroupsPath is "slice:prefix:name"'
+    ),
+    Option(
+        "cgroup-manager",
+        TEXT,
+        "who makes the cgroup; disabled: the container stays in the caller's",
+        "cgroupfs|systemd|disabled",
+        choices=("cgroupfs", "systemd", "disabled"),
     ),
     Option(
         "rootless",
@@ -350,6 +357,9 @@ def parse(argv: Sequence[str]) -> Options:
     """
     reader = Reader(GLOBALS)
     rest = reader.read(list(argv), stop=lambda: True)
+    manager = reader.values["cgroup_manager"]
+    if manager is not None:  # crun's spelling, that podman uses too: the closer word wins
+        reader.values["systemd_cgroup"] = manager == "systemd"
     name = rest[0] if rest else ""
     verb = VERBS.get(name)
     if verb is None or reader.values["help"]:

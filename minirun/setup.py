@@ -40,6 +40,7 @@ class Launch:
         cgroup: str | None = None,
         ignore_paused: bool = False,
         systemd_cgroup: bool = False,
+        no_cgroup: bool = False,
         rootless: bool = False,
     ) -> None:
         self.bundle = bundle
@@ -54,6 +55,7 @@ class Launch:
         self.cgroup = cgroup
         self.ignore_paused = ignore_paused
         self.systemd_cgroup = systemd_cgroup
+        self.no_cgroup = no_cgroup  # the container stays in the caller's
         self.rootless = rootless  # cgroup permissions are a user's, who may have none
         self.silent = False  # standard streams: /dev/null instead of the caller's
         self.notes: list[str] = []  # what run has to say in the end

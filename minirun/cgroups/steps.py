@@ -5,6 +5,7 @@ from __future__ import annotations
 from minirun import privilege
 from minirun.cgroups import cgroupfs, resources
 from minirun.cgroups.hierarchy import hierarchy, location
+from minirun.errors import Unsupported
 from minirun.step import step
 
 TYPE_CHECKING = False
@@ -58,12 +59,18 @@ def _limits(setup: Setup) -> list[str]:
     return [str(write) for write in resources.writes(setup.spec.linux.resources)]
 
 
-@step(details=_describe, shell=_shell)
+@step(lambda setup: not setup.launch.no_cgroup or _limited(setup), details=_describe, shell=_shell)
 def create(setup: Setup) -> None:
     """Make the container's cgroup, unless systemd is to make it"""
     tree = hierarchy()
     asked = setup.spec.linux.resources
-    needed = resources.controllers(resources.writes(asked))
+    planned = resources.writes(asked)
+    needed = resources.controllers(planned)
+    if setup.launch.no_cgroup:
+        raise Unsupported(
+            f"a container without a cgroup cannot be limited: {planned[0]}",
+            cause="both --cgroup-manager disabled and linux.resources",
+        )
     if not tree.usable:
         if needed:
             tree.require(needed)

@@ -38,6 +38,7 @@ def launch_of(options: Options, bundle: str) -> Launch:
         listen_fds=listen_fds(),
         detach=options.verb == "create" or options.detach,
         systemd_cgroup=options.systemd_cgroup,
+        no_cgroup=options.cgroup_manager == "disabled",
         rootless=rootless(options.rootless),
     )
 

@@ -36,7 +36,11 @@ def command(
 def _of_bundle(options: Options, bundle: str | None) -> Setup:
     path = bundle or "."
     name = os.path.basename(os.path.realpath(path)) or "container"
-    launch = Launch(path, detach=False, systemd_cgroup=options.systemd_cgroup)
+    launch = Launch(
+        path,
+        systemd_cgroup=options.systemd_cgroup,
+        no_cgroup=options.cgroup_manager == "disabled",
+    )
     setup, _text = making.prepare(name, launch)
     return setup
 

@@ -207,3 +207,23 @@ def test_any_words_are_read_or_refused(argv: list[str]) -> None:
         parse(argv)
     except MinirunError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("words", "systemd", "manager"),
+    [
+        (["--cgroup-manager", "systemd"], True, "systemd"),
+        (["--systemd-cgroup", "--cgroup-manager=disabled"], False, "disabled"),
+        (["--systemd-cgroup"], True, None),
+    ],
+)
+def test_the_cgroup_manager_is_a_word_for_systemd_cgroup_too(
+    words: list[str], systemd: bool, manager: str | None
+) -> None:
+    options = parse([*words, "create", "web"])
+    assert (options.systemd_cgroup, options.cgroup_manager) == (systemd, manager)
+
+
+def test_an_unknown_cgroup_manager_is_refused() -> None:
+    with pytest.raises(UsageError, match="cgroup-manager"):
+        parse(["--cgroup-manager", "hand", "create", "web"])
