@@ -132,7 +132,7 @@ def test_flags_that_are_named_exist() -> None:
     known |= {f"--{name}" for option in GLOBALS for name in option.names}
     # Of minirun's other verbs and scripts, and of other programs.
     known |= {"--json", "--shell", "--name", "--uninstall", "--prefix", "--runtime", "--help"}
-    known |= {"--cgroup-manager", "--scope", "--property"}
+    known |= {"--scope", "--property", "--default", "--cgroups", "--runc-binary", "--dry-run"}
     known |= {name for option in virt.params for name in option.opts}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
 
