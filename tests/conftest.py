@@ -58,6 +58,8 @@ def _program(name: str) -> Callable[[], bool]:
     return lambda: shutil.which(name) is not None
 
 
+ENGINES = ("podman", "docker", "containerd")
+
 # word → what it means here; what the host of the development machine cannot have is only
 # promised by the VM.
 WORDS: dict[str, Callable[[], bool]] = {
@@ -81,11 +83,11 @@ WORDS: dict[str, Callable[[], bool]] = {
     "vm": lambda: os.environ.get("MINIRUN_MUST_WORK") == "vm",
     **{
         name: _program(name)
-        for name in ("runc", "crun", "podman", "strace", "bwrap", "gcc", "setpriv", "unshare")
+        for name in ("runc", "crun", "strace", "bwrap", "gcc", "setpriv", "unshare", *ENGINES)
     },
 }
 # Words that the promise `host` does not cover, and those that none does.
-ONLY_VM = {"vm", "systemd", "limits", "podman", "crun"}
+ONLY_VM = {"vm", "systemd", "limits", "crun", *ENGINES}
 UNPROMISED = {"criu", "kvm"}
 
 

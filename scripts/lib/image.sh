@@ -18,6 +18,7 @@ image_packages() {
         conmon libseccomp2 uidmap busybox-static
         runc crun podman bubblewrap systemd-container                   # the peers it is compared with
         netavark containernetworking-plugins iptables catatonit slirp4netns
+        docker.io containerd apparmor                                   # the engines above them
         strace libcap2-bin util-linux                                   # the witnesses
         gcc libc6-dev python3-dev libcap-dev                            # python-prctl, where the host's Python differs
     )
@@ -83,6 +84,7 @@ image_services() {
         systemd-binfmt.service getty@tty1.service serial-getty@ttyS0.service nftables.service \
         podman.service podman.socket podman-auto-update.timer podman-auto-update.service \
         podman-restart.service systemd-update-utmp.service systemd-update-utmp-runlevel.service \
+        docker.service docker.socket containerd.service apparmor.service \
         systemd-hwdb-update.service keyboard-setup.service console-setup.service
     rm -f "$root"/etc/systemd/system/*.wants/podman*
     # A test that fills the journal, or hundreds of failing units, must not slow the rest down.
