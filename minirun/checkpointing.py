@@ -6,11 +6,12 @@ import errno
 import os
 import stat
 
-from minirun import devices, ending, inroot, jsontext, mounts, state
+from minirun import devices, ending, inroot, jsontext, state
 from minirun.criu import service
 from minirun.criu.images import DESCRIPTORS, EXTERNAL, Images, external_namespace
 from minirun.criu.messages import DUMP, PRE_DUMP
 from minirun.errors import MinirunError, StateError, Unsupported
+from minirun.mounts import entries
 from minirun.spec import Spec
 
 TYPE_CHECKING = False
@@ -150,8 +151,8 @@ def outside_sources(spec: Spec, group: Group | None) -> list[tuple[str, str]]:
     found = []
     private = any(entry.type == "cgroup" for entry in spec.linux.namespaces)
     for entry in spec.mounts:
-        point = mounts.clean(entry.destination)
-        if mounts.is_bind(entry):
+        point = entries.clean(entry.destination)
+        if entries.is_bind(entry):
             found.append((point, entry.source or ""))
         elif entry.type in ("cgroup", "cgroup2") and not private:
             path = group.path if group is not None else ""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Entry = tuple[bool, str, int, int, int, int, tuple[str, ...]]
 
 # What engine verbs load; reading the file is paid for by its size.
-DIRECTORIES = (".", "cgroups", "cli", "kernel")
+DIRECTORIES = (".", "cgroups", "cli", "kernel", "mounts")
 
 # What `run` loads one after the other; what they import at once comes with them.
 FIRST = tuple(

@@ -30,7 +30,6 @@ from minirun import (
     keyrings,
     labels,
     memorypolicy,
-    mounts,
     namespaces,
     netdevices,
     outside,
@@ -47,6 +46,7 @@ from minirun import (
     terminal,
 )
 from minirun.cgroups import steps as cgroups
+from minirun.mounts import masks, root, sources, tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ PREPARE = (
     capabilities.look,
     terminal.open_console_socket,
     outside.connect_pidfd_socket,
-    mounts.open_sources,
+    sources.open_sources,
     devices.open_nodes,
     syscallfilter.compile_filter,
     syscallfilter.connect_agent,
@@ -98,12 +98,12 @@ INNER = (
     sync.tell_joined,
     namespaces.unshare_cgroup,  # kernel: its root is the group that the process is in, from birth
     keyrings.join_new,
-    mounts.open_sources_inside,  # kernel: after the mount namespace is there; before any mount
+    sources.open_sources_inside,  # kernel: after the mount namespace is there; before any mount
     devices.open_nodes_inside,
     procfs.open_private,  # before a mount of the container could cover /proc
-    mounts.stop_propagation,  # kernel: before the first mount, or the host sees it
-    mounts.bind_root,
-    mounts.mount_all,
+    root.stop_propagation,  # kernel: before the first mount, or the host sees it
+    root.bind_root,
+    tree.mount_all,
     devices.create,  # spec: after the mounts, for /dev is one of them
     namespaces.raise_loopback,
     sync.await_adoption,  # before a program of the container, or of a hook, has run
@@ -127,18 +127,18 @@ HOOKS = (
 )
 
 ENTER = (
-    mounts.pivot_root,
+    root.pivot_root,
     # ---- from here on the host's files are gone: no import, no path of ours ----
     terminal.open_pty,  # in the container's devpts
     hostname.set_hostname,
     hostname.set_domainname,
     sysctl.write_all,  # before /proc/sys is made read-only
     program.make_cwd,  # before the root is made read-only
-    mounts.lock_dev,
-    mounts.lock_root,
-    mounts.lock_paths,
-    mounts.mask_paths,
-    mounts.propagate_root,  # kernel: what is unbindable cannot be locked
+    masks.lock_dev,
+    root.lock_root,
+    masks.lock_paths,
+    masks.mask_paths,
+    root.propagate_root,  # kernel: what is unbindable cannot be locked
     labels.open_procfs,
     program.prepare_environment,
     terminal.take_terminal,

@@ -11,7 +11,6 @@ from minirun import (
     inroot,
     jsontext,
     making,
-    mounts,
     namespaces,
     parent,
     recipe,
@@ -25,6 +24,7 @@ from minirun.errors import ConfigError, MinirunError
 from minirun.kernel import mount as m
 from minirun.kernel import unshare
 from minirun.kernel.libc import AT_FDCWD, AT_RECURSIVE
+from minirun.mounts import entries
 from minirun.setup import Launch, Setup
 from minirun.step import follow
 
@@ -188,14 +188,14 @@ def _prepare_root(setup: Setup, point: str) -> None:
 
 def _make_mount_points(setup: Setup, rootfd: int) -> None:
     """Make the mount points that are missing, as create does; CRIU fills a tmpfs itself."""
-    filled = [mounts.clean(one.destination) for one in setup.spec.mounts if one.type == "tmpfs"]
+    filled = [entries.clean(one.destination) for one in setup.spec.mounts if one.type == "tmpfs"]
     for entry in setup.spec.mounts:
-        point = mounts.clean(entry.destination)
+        point = entries.clean(entry.destination)
         below = any(point.startswith(f"{top.rstrip('/')}/") for top in filled)
         if below or entry.type in ("cgroup", "cgroup2"):
             continue
         source = os.path.join(setup.bundle, entry.source or "")
-        if mounts.is_bind(entry) and not stat.S_ISDIR(os.stat(source).st_mode):
+        if entries.is_bind(entry) and not stat.S_ISDIR(os.stat(source).st_mode):
             os.close(inroot.make_file(rootfd, point))
         else:
             os.close(inroot.make_directory(rootfd, point))

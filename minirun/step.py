@@ -44,9 +44,9 @@ def step(
 
 
 def name_of(function: Step) -> str:
-    """Name a step as errors and plans do: `mounts.pivot_root`."""
-    module = function.__module__.removesuffix(".steps").rpartition(".")[2]
-    return f"{module}.{function.__name__}"
+    """Name a step as errors and plans do, by its facility: `mounts.pivot_root`."""
+    facility = function.__module__.removeprefix("minirun.").partition(".")[0]
+    return f"{facility}.{function.__name__}"
 
 
 def sentence_of(function: Step) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from minirun import mounts, plan, recipe
+from minirun import plan, recipe
+from minirun.mounts.entries import shell_mount
 from minirun.setup import Launch, Setup
 from minirun.spec import Mount, Spec
 from minirun.step import follow, name_of, sentence_of, step, wanted
@@ -116,7 +117,7 @@ def test_the_script_says_what_it_leaves_out() -> None:
 
 def test_the_script_knows_what_options_do_besides_mounting() -> None:
     def line(**entry: Any) -> str:
-        return mounts._shell_mount(Mount.decode(entry, "mounts[0]"))
+        return shell_mount(Mount.decode(entry, "mounts[0]"))
 
     remount = line(destination="/vol", type="tmpfs", options=["remount", "ro"])
     assert remount == "mount -o 'remount,ro' \"$root\"/vol"

@@ -1,0 +1,72 @@
+"""Entries of config.json's mounts in words: destinations, lines of the plan and of its script."""
+
+from __future__ import annotations
+
+import os
+
+from minirun import inroot, mountoptions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minirun.spec import Mount
+
+
+def clean(path: str) -> str:
+    """Make a destination absolute and plain: `a//b/./c/..` is `/a/b` (path.Clean in Go)."""
+    done: list[str] = []
+    for part in inroot.parts_of(path):
+        if part == "..":
+            if done:
+                done.pop()
+        else:
+            done.append(part)
+    return "/" + "/".join(done)
+
+
+def describe(entry: Mount) -> str:
+    """Say a mount in a line, as the plan shows it."""
+    options = f" ({','.join(entry.options)})" if entry.options else ""
+    kind = "bind" if is_bind(entry) else entry.type or "?"
+    source = f" {entry.source}" if entry.source and entry.source != entry.type else ""
+    return f"{kind}{source} on {clean(entry.destination)}{options}"
+
+
+def is_bind(entry: Mount) -> bool:
+    """Whether an entry binds something that is there already."""
+    return entry.type == "bind" or any(option in mountoptions.BIND for option in entry.options)
+
+
+def shell_mount(entry: Mount) -> str:
+    """Write the shell line that mounts an entry below $root."""
+    target = f'"$root"{clean(entry.destination)}'
+    if "remount" in entry.options:
+        words = [option for option in entry.options if option != "remount"]
+        return f"mount -o {quoted(','.join(['remount', *words]))} {target}"
+    if "copy-symlink" in entry.options and os.path.islink(entry.source or ""):
+        return f'mkdir -p "$(dirname {target})" && cp -Pn {quoted(entry.source or "")} {target}'
+    if "tmpcopyup" in entry.options:
+        # The copy waits aside while the new mount covers where it comes from.
+        plain = [option for option in entry.options if option != "tmpcopyup"]
+        return (
+            f'up=$(mktemp -d) && cp -a {target}/. "$up" && '
+            f"{shell_mount(entry.replace(options=tuple(plain)))} && "
+            f'cp -a "$up"/. {target} && rm -r "$up"'
+        )
+    options = ",".join(entry.options)
+    if is_bind(entry):
+        how = "--rbind" if "rbind" in entry.options else "--bind"
+        source = entry.source or ""
+        rest = ",".join(o for o in entry.options if o in mountoptions.ATTRIBUTES)
+        remount = f" && mount -o remount,bind,{rest} {target}" if rest else ""
+        make = "mkdir -p" if os.path.isdir(source) else f'mkdir -p "$(dirname {target})" && touch'
+        return f"{make} {target} && mount {how} {quoted(source)} {target}{remount}"
+    kind = "cgroup2" if entry.type == "cgroup" else entry.type or ""
+    keep = ",".join(o for o in options.split(",") if (o and not o.startswith("r")) or o == "ro")
+    how = f" -o {quoted(keep)}" if keep else ""
+    source = quoted(entry.source or kind)
+    return f"mkdir -p {target} && mount -t {kind}{how} {source} {target}"
+
+
+def quoted(text: str) -> str:
+    """Quote a word for the shell."""
+    return "'" + text.replace("'", "'\\''") + "'"

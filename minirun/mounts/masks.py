@@ -1,0 +1,120 @@
+"""What is made read-only or hidden once the root filesystem is the root."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from minirun import inroot
+from minirun.kernel import mount as m
+from minirun.kernel.libc import AT_EMPTY_PATH, AT_RECURSIVE
+from minirun.mounts.entries import clean
+from minirun.mounts.entries import quoted as _sh
+from minirun.step import step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minirun.setup import Setup
+
+
+@step(
+    lambda setup: any(
+        clean(entry.destination) == "/dev" and "ro" in entry.options for entry in setup.spec.mounts
+    )
+)
+def lock_dev(setup: Setup) -> None:
+    """Make /dev read-only, now that its nodes are there"""
+    fd = inroot.open_path(setup.rootfd, "/dev")
+    m.mount_setattr(fd, set_=m.MOUNT_ATTR_RDONLY)
+    os.close(fd)
+
+
+@step(
+    lambda setup: bool(setup.spec.linux.readonly_paths),
+    details=lambda setup: setup.spec.linux.readonly_paths,
+    shell=lambda setup: [
+        f"[ ! -e {_sh(path)} ] || {{ mount --bind {_sh(path)} {_sh(path)}"
+        f" && mount -o remount,bind,ro {_sh(path)}; }}"
+        for path in setup.spec.linux.readonly_paths
+    ],
+)
+def lock_paths(setup: Setup) -> None:
+    """Make the read-only paths read-only"""
+    for path in setup.spec.linux.readonly_paths:
+        target = _existing(setup.rootfd, path)
+        if target is None:
+            continue
+        copy = m.open_tree(target, "", m.OPEN_TREE_CLONE | AT_EMPTY_PATH | AT_RECURSIVE)
+        m.mount_setattr(copy, set_=m.MOUNT_ATTR_RDONLY, recursive=True)
+        m.move_mount(copy, target)
+        os.close(copy)
+        os.close(target)
+
+
+@step(
+    lambda setup: bool(setup.spec.linux.masked_paths),
+    details=lambda setup: setup.spec.linux.masked_paths,
+    shell=lambda setup: [
+        f"if [ -d {_sh(path)} ]; then mount -t tmpfs -o ro,size=0 tmpfs {_sh(path)}; "
+        f"elif [ -e {_sh(path)} ]; then mount --bind /dev/null {_sh(path)}; fi"
+        for path in setup.spec.linux.masked_paths
+    ],
+    why="files that tell of the host or reach into it read as empty",
+)
+def mask_paths(setup: Setup) -> None:
+    """Hide the masked paths"""
+    null, empty = setup.null_source, -1
+    null_placed = empty_placed = False
+    for path in setup.spec.linux.masked_paths:
+        target = _existing(setup.rootfd, path)
+        if target is None:
+            continue
+        if stat.S_ISDIR(os.fstat(target).st_mode):
+            if empty < 0:
+                empty = _empty_directory()
+            _place(empty, target, again=empty_placed)
+            empty_placed = True
+        else:
+            _place(null, target, again=null_placed)
+            null_placed = True
+        os.close(target)
+
+
+def _empty_directory() -> int:
+    config = m.fsopen("tmpfs")
+    try:
+        for key, value in (
+            ("source", "tmpfs"),
+            ("size", "4k"),
+            ("nr_inodes", "2"),
+            ("mode", "555"),
+        ):
+            m.fsconfig_string(config, key, value)
+        m.fsconfig_flag(config, "ro")
+        m.fsconfig_create(config)
+        return m.fsmount(
+            config,
+            m.MOUNT_ATTR_RDONLY | m.MOUNT_ATTR_NOSUID | m.MOUNT_ATTR_NODEV | m.MOUNT_ATTR_NOEXEC,
+        )
+    finally:
+        os.close(config)
+
+
+def _place(source: int, target: int, *, again: bool) -> None:
+    """Attach a mount, or a copy of it once it is attached: a detached one cannot be cloned."""
+    if not again:
+        m.move_mount(source, target)
+        return
+    copy = m.open_tree(source, "", m.OPEN_TREE_CLONE | AT_EMPTY_PATH)
+    m.move_mount(copy, target)
+    os.close(copy)
+
+
+def _existing(rootfd: int, path: str) -> int | None:
+    """Open a path to hide or lock; None only if there is nothing (CVE-2025-31133)."""
+    try:
+        return inroot.open_path(rootfd, path)
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        return None
