@@ -88,11 +88,11 @@ def _type(facts: Facts, which: str) -> bool:
         return True
     if parameters is not None and parameters.get(f"{module}.{which.lower()}") in ("Y", "1"):
         return True
-    if types is None and parameters is None:
-        raise Unknown(facts.why("kvm.vm_types"))
     modules = facts.get("kvm.modules")
-    if types is None and modules is None:
-        raise Unknown(facts.why("kvm.modules"))
+    if types is None and (modules is None or parameters is None):
+        raise Unknown(facts.why("kvm.vm_types"))
+    if types is None and module in modules and f"{module}.{which.lower()}" not in parameters:
+        raise Unknown(facts.why("kvm.vm_types"))
     return False
 
 

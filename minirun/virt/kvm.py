@@ -54,14 +54,20 @@ def _parameters(host: Host, facts: Facts) -> dict[str, str]:
     """The parameters that matter, such as {"kvm_amd.nested": "1"}."""
     if facts.get("kvm.modules") is None:
         raise Unknown(facts.why("kvm.modules"))
-    found = {}
+    found: dict[str, str] = {}
+    refused: list[OSError] = []
     for module in facts.get("kvm.modules"):
         for name in _PARAMETERS.get(module, ()):
             try:
                 value = host.text(f"/sys/module/{module}/parameters/{name}")
-            except OSError:
-                continue  # this version has none of the name, or keeps it to root
+            except FileNotFoundError:
+                continue  # this version has none of the name
+            except OSError as error:
+                refused.append(error)
+                continue
             found[f"{module}.{name}"] = value
+    if refused and not found:
+        raise refused[0]
     return found
 
 

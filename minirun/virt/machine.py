@@ -147,6 +147,9 @@ def _virtual(facts: Facts) -> bool | None:
         if facts.get(name) is None:
             raise Unknown(facts.why(name))
     if facts.get("cpu.hypervisor") is False:
+        # The bit can be switched off (QEMU's -hypervisor); then the firmware alone tells.
+        if facts.get("firmware.dmi") is None and facts.get("firmware.acpi_devices") is None:
+            raise Unknown(f"the CPU denies a hypervisor, but {facts.why('firmware.dmi')}")
         return False
     raise Unknown(facts.why("cpu.hypervisor"))
 
