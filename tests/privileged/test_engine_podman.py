@@ -1,0 +1,329 @@
+"""podman with minirun as its runtime, as scripts/engines configures it; as root and as a user."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from engines import (
+    IMAGE,
+    MIB,
+    MINIRUN,
+    PAUSE,
+    Engine,
+    cgroup_of,
+    configured,
+    docker_archive,
+    is_ours,
+    until,
+    values,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.vm, pytest.mark.requires("root", "limits", "rootfs", "podman")]
+
+QUIET = ("--network", "none")
+
+
+class Podman:
+    """podman with state of its own; `root` is where minirun keeps that of its containers."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        file = configured("podman", place / "etc", "--default")
+        # A drop-in of the system's file; this one alone is what these commands read.
+        text = file.read_text().replace("[engine]\n", '[engine]\nevents_logger = "file"\n')
+        config = place / "containers.conf"
+        config.write_text(f'{text}\n[containers]\nlog_driver = "k8s-file"\n')
+        options = ("--root", f"{place}/root", "--runroot", f"{place}/run")
+        self.bare = Engine(
+            "podman",
+            *options,
+            *("--tmpdir", f"{place}/tmp", "--storage-driver", "overlay"),
+            *("--storage-opt", "overlay.skip_mount_home=true"),  # it would come and go
+            environment={"CONTAINERS_CONF": str(config)},
+        )
+        self.cgroupfs = self.bare.with_words("--cgroup-manager", "cgroupfs")
+        self.systemd = self.bare.with_words("--cgroup-manager", "systemd")
+
+
+@pytest.fixture(scope="module")
+def engines(base: Path) -> Iterator[Podman]:
+    place = base / "podman"
+    place.mkdir()
+    made = Podman(place)
+    made.cgroupfs("load", "--quiet", "--input", str(docker_archive(place / "images.tar")))
+    made.cgroupfs("run", "--rm", *QUIET, IMAGE, "true")
+    yield made
+    made.cgroupfs.call("rm", "--all", "--force", "--time", "0")
+    for mount in (place / "root/overlay", place / "run", place / "tmp"):
+        subprocess.run(["umount", "--recursive", mount], capture_output=True, check=False)
+
+
+@pytest.fixture
+def podman(engines: Podman) -> Engine:
+    return engines.cgroupfs
+
+
+@contextlib.contextmanager
+def running(podman: Engine, *options: str, command: str = "sleep 1000") -> Iterator[str]:
+    """A container, by its ID; it goes with the block."""
+    words = command.split(" ", 2)
+    cid = podman("run", "--detach", *QUIET, *options, IMAGE, *words)
+    try:
+        yield cid
+    finally:
+        podman("rm", "--force", "--time", "0", cid)
+
+
+def inspect(podman: Engine, cid: str, what: str) -> str:
+    return podman("inspect", "--format", f"{{{{{what}}}}}", cid)
+
+
+def test_minirun_is_the_runtime(podman: Engine) -> None:
+    with running(podman) as cid:
+        assert inspect(podman, cid, ".OCIRuntime") == "minirun"
+        assert is_ours("/run/minirun", cid)
+
+
+def test_run_passes_streams_and_status(podman: Engine) -> None:
+    done = podman.call(
+        "run", "--rm", "-i", *QUIET, IMAGE, "sh", "-c", "cat; echo err >&2; exit 7", text="typed\n"
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("typed\n", "err\n", 7)
+
+
+def test_statuses_tell_who_failed(podman: Engine) -> None:
+    def status(*args: str) -> int:
+        return podman.call("run", "--rm", *QUIET, *args).returncode
+
+    assert status("--no-such-flag", IMAGE) == 125
+    assert status(IMAGE, "/etc/passwd") == 126
+    assert status(IMAGE, "no-such-program") == 127
+
+
+def test_run_on_a_terminal(podman: Engine) -> None:
+    shell = podman.on_terminal(
+        "run", "--rm", "-it", *QUIET, IMAGE, "sh", typed="tty; stty size; exit 4\n", size=(33, 77)
+    )
+    assert "/dev/pts/0" in shell.output and shell.status == 4, shell.output
+    assert "33 77" in shell.output
+
+
+def test_exec_has_statuses_users_and_a_terminal(podman: Engine) -> None:
+    with running(podman) as cid:
+        code = "echo $(id -un) $(pwd) $A"
+        told = podman("exec", "-u", "nobody", "-w", "/tmp", "-e", "A=b", cid, "sh", "-c", code)
+        assert told == "nobody /tmp b"
+        assert podman.call("exec", cid, "sh", "-c", "exit 9").returncode == 9
+        assert podman.call("exec", cid, "/etc/passwd").returncode == 126
+        assert podman.call("exec", cid, "no-such-program").returncode == 127
+        shell = podman.on_terminal("exec", "-it", cid, "sh", typed="tty; exit 3\n")
+        assert "/dev/pts/" in shell.output and shell.status == 3, shell.output
+
+
+def test_logs_stop_start_and_kill(podman: Engine) -> None:
+    trap = "sh -c trap 'echo asked; exit 5' TERM; echo up; while :; do sleep 0.1; done"
+    with running(podman, command=trap) as cid:
+        until(lambda: podman("logs", cid) == "up", "the container is up")
+        podman("stop", cid)
+        assert inspect(podman, cid, ".State.ExitCode") == "5"
+        assert podman("logs", cid) == "up\nasked"
+        podman("start", cid)
+        podman("kill", cid)
+        assert podman("wait", cid) == "137"
+
+
+LIMITS = ("--memory", "64m", "--memory-swap", "96m", "--cpus", "0.5", "--pids-limit", "20")
+
+
+def test_limits_and_update_and_stats(podman: Engine) -> None:
+    files = ("memory.max", "memory.swap.max", "cpu.max", "pids.max", "cpuset.cpus")
+    with running(podman, *LIMITS, "--cpuset-cpus", "0") as cid:
+        pid = inspect(podman, cid, ".State.Pid")
+        before = [str(64 * MIB), str(32 * MIB), "50000 100000", "20", "0"]
+        assert values(pid, *files) == before
+        (shown,) = json.loads(podman("stats", "--no-stream", "--format", "json", cid))
+        assert shown["pids"] == "1" and shown["mem_usage"].endswith("/ 67.11MB")
+        podman("update", "--memory", "80m", "--cpus", "1", cid)
+        assert values(pid, "memory.max", "cpu.max") == [str(80 * MIB), "100000 100000"]
+
+
+def test_pause_and_unpause(podman: Engine) -> None:
+    with running(podman) as cid:
+        pid = inspect(podman, cid, ".State.Pid")
+        podman("pause", cid)
+        assert values(pid, "cgroup.freeze") == ["1"]
+        assert inspect(podman, cid, ".State.Status") == "paused"
+        podman("unpause", cid)
+        assert values(pid, "cgroup.freeze") == ["0"]
+
+
+def test_a_healthcheck_is_an_exec(podman: Engine) -> None:
+    check = ("--health-cmd", "test -e /well", "--health-interval", "disable")
+    with running(podman, *check) as cid:
+        assert podman.call("healthcheck", "run", cid).returncode == 1
+        podman("exec", cid, "touch", "/well")
+        assert podman.call("healthcheck", "run", cid).returncode == 0
+
+
+def test_two_containers_of_a_pod_share_what_it_has(engines: Podman) -> None:
+    # podman 4.3 bars all devices from a pod's own cgroup under cgroupfs, with every runtime.
+    podman = engines.systemd
+    pod = podman("pod", "create", *QUIET, "--infra-image", IMAGE, "--infra-command", "sleep 1000")
+    try:
+        for name in ("one", "two"):
+            podman("run", "--detach", "--pod", pod, "--name", name, IMAGE, "sleep", "1000")
+        pids = [inspect(podman, name, ".State.Pid") for name in ("one", "two")]
+        for kind in ("net", "ipc", "uts"):
+            assert len({os.readlink(f"/proc/{pid}/ns/{kind}") for pid in pids}) == 1
+        assert len({os.readlink(f"/proc/{pid}/ns/pid") for pid in pids}) == 2
+        parents = {cgroup_of(pid).parent for pid in pids}
+        assert len(parents) == 1 and parents.pop().name.endswith(f"pod_{pod}.slice")
+    finally:
+        podman("pod", "rm", "--force", "--time", "0", pod)
+
+
+def test_the_systemd_manager_makes_a_scope(engines: Podman) -> None:
+    with running(engines.systemd, *LIMITS) as cid:
+        pid = inspect(engines.systemd, cid, ".State.Pid")
+        assert cgroup_of(pid).name == "container" or cgroup_of(pid).name == f"libpod-{cid}.scope"
+        shown = subprocess.run(
+            ["systemctl", "show", "--property", "MemoryMax,TasksMax", f"libpod-{cid}.scope"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert sorted(shown.split()) == [f"MemoryMax={64 * MIB}", "TasksMax=20"]
+        engines.systemd("update", "--memory", "80m", cid)
+        assert values(pid, "memory.max") == [str(80 * MIB)]
+
+
+def test_a_container_without_a_cgroup(podman: Engine) -> None:
+    with running(podman, "--cgroups", "disabled") as cid:
+        pid = inspect(podman, cid, ".State.Pid")
+        assert cid not in str(cgroup_of(pid))
+        assert podman("exec", cid, "echo", "in") == "in"
+
+
+@contextlib.contextmanager
+def subordinate_ids(user: str) -> Iterator[None]:
+    """Have /etc/subuid and /etc/subgid give `user` a range, as --userns=auto takes it."""
+    before = {}
+    for name in ("/etc/subuid", "/etc/subgid"):
+        before[name] = Path(name).read_text()
+        Path(name).write_text(f"{before[name]}{user}:1000000:262144\n")
+    try:
+        yield
+    finally:
+        for name, text in before.items():
+            Path(name).write_text(text)
+
+
+def test_a_user_namespace_that_podman_chooses(podman: Engine) -> None:
+    with subordinate_ids("containers"):
+        code = "cat /proc/self/uid_map; touch /mine && stat -c %u /mine"
+        told = podman("run", "--rm", *QUIET, "--userns=auto", IMAGE, "sh", "-c", code)
+        inside, outside, _count, owner = told.split()
+        assert (inside, outside, owner) == ("0", "1000000", "0")
+
+
+def test_mounts_devices_and_kernel_parameters(podman: Engine, place: Path) -> None:
+    (place / "here").write_text("of the host\n")
+    code = (
+        "cat /host/here; touch /host/no 2>/dev/null || echo read-only; touch /no 2>/dev/null"
+        " || echo closed; touch /tmp/yes && echo open; df -k /dev/shm | tail -1 | awk '{print $2}';"
+        " cat /proc/sys/kernel/msgmax; ulimit -n; stat -c '%t:%T' /dev/fd9; hostname; umask"
+    )
+    options = ("--volume", f"{place}:/host:ro", "--read-only", "--tmpfs", "/tmp")
+    more = ("--shm-size", "1m", "--sysctl", "kernel.msgmax=4096", "--ulimit", "nofile=99:99")
+    last = ("--device", "/dev/full:/dev/fd9", "--hostname", "inside", "--umask", "0027")
+    told = podman("run", "--rm", *QUIET, *options, *more, *last, IMAGE, "sh", "-c", code)
+    assert told.splitlines() == [
+        *("of the host", "read-only", "closed", "open"),
+        *("1024", "4096", "99", "1:7", "inside", "0027"),
+    ]
+
+
+def test_a_privileged_container(podman: Engine) -> None:
+    code = "grep CapEff /proc/1/status; mount -t tmpfs x /mnt && echo mounted; test -e /dev/vda"
+    told = podman("run", "--rm", *QUIET, "--privileged", IMAGE, "sh", "-c", code)
+    assert told.split()[1:] == [CAPABILITIES, "mounted"]
+
+
+CAPABILITIES = next(
+    line.split()[1] for line in Path("/proc/1/status").read_text().splitlines() if "CapEff" in line
+)
+
+KUBE = f"""
+apiVersion: v1
+kind: Pod
+metadata: {{name: played}}
+spec:
+  hostname: played
+  containers:
+  - name: one
+    image: {IMAGE}
+    command: [sleep, "1000"]
+    resources: {{limits: {{memory: 64Mi, cpu: 500m}}}}
+  - name: two
+    image: {IMAGE}
+    command: [sh, -c, "hostname; exec sleep 1000"]
+"""
+
+
+def test_kube_play(engines: Podman, place: Path) -> None:
+    podman = engines.systemd
+    (place / "pod.yaml").write_text(KUBE)
+    # The infra container's image would be built of a program that podman's package has not.
+    podman("tag", PAUSE, "localhost/podman-pause:4.3.1-0")
+    podman("kube", "play", *QUIET, str(place / "pod.yaml"))
+    try:
+        pid = inspect(podman, "played-one", ".State.Pid")
+        assert values(pid, "memory.max", "cpu.max") == [str(64 * MIB), "50000 100000"]
+        until(lambda: podman("logs", "played-two") == "played", "the second has said its name")
+    finally:
+        podman("kube", "down", str(place / "pod.yaml"))
+
+
+@pytest.fixture
+def user(engines: Podman) -> Iterator[Engine]:
+    """podman of the ordinary user `tester`, in a session of its own, which ends with the test."""
+    home = Path("/home/tester/podman")
+    runtime = "/run/user/1000"
+    subprocess.run(["loginctl", "enable-linger", "tester"], check=True)
+    until(lambda: Path(runtime, "bus").exists(), "the user's manager is there")
+    archive = shutil.copy(engines.place / "images.tar", "/home/tester/images.tar")
+    config = shutil.copy(engines.place / "containers.conf", "/home/tester/containers.conf")
+    setting = (f"XDG_RUNTIME_DIR={runtime}", "HOME=/home/tester", f"CONTAINERS_CONF={config}")
+    become = ("setpriv", "--reuid=1000", "--regid=1000", "--init-groups", "--reset-env")
+    engine = Engine(
+        *become,
+        *("env", *setting, f"DBUS_SESSION_BUS_ADDRESS=unix:path={runtime}/bus"),
+        *("systemd-run", "--user", "--quiet", "--scope", "--", "podman"),
+        *("--root", f"{home}/root", "--runroot", f"{home}/run", "--runtime", MINIRUN),
+    )
+    try:
+        engine("load", "--quiet", "--input", archive)
+        yield engine
+    finally:
+        engine.call("rm", "--all", "--force", "--time", "0")
+        engine.call("system", "reset", "--force")
+        subprocess.run(["loginctl", "disable-linger", "tester"], check=True)
+        subprocess.run(["loginctl", "terminate-user", "tester"], capture_output=True, check=False)
+        until(lambda: not Path(runtime, "bus").exists(), "the user's manager is gone")
+        for left in (archive, config, home):
+            subprocess.run(["rm", "-rf", str(left)], check=True)
+
+
+def test_an_ordinary_user(user: Engine) -> None:
+    told = user("run", "--rm", *QUIET, IMAGE, "sh", "-c", "id -u; cat /proc/self/uid_map")
+    assert told.split() == ["0", "0", "1000", "1", "1", "100000", "65536"]
