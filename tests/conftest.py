@@ -87,8 +87,8 @@ WORDS: dict[str, Callable[[], bool]] = {
     },
 }
 # Words that the promise `host` does not cover, and those that none does.
-ONLY_VM = {"vm", "systemd", "limits", "crun", *ENGINES}
-UNPROMISED = {"criu", "kvm"}
+ONLY_VM = {"vm", "systemd", "limits", "crun", "criu", *ENGINES}
+UNPROMISED = {"kvm"}
 
 
 def _kernel() -> tuple[int, int]:

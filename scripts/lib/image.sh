@@ -19,6 +19,7 @@ image_packages() {
         runc crun podman bubblewrap systemd-container                   # the peers it is compared with
         netavark containernetworking-plugins iptables catatonit slirp4netns
         docker.io containerd apparmor                                   # the engines above them
+        criu                                                            # checkpoint and restore
         strace libcap2-bin util-linux                                   # the witnesses
         gcc libc6-dev python3-dev libcap-dev                            # python-prctl, where the host's Python differs
     )
