@@ -340,6 +340,10 @@ HUMAN = {
         "tell what this machine is, and which machines it can run",
         "minirun.cli.virt:command",
     ),
+    "compare": (
+        "measure a root filesystem as a container and as a virtual machine",
+        "minirun.cli.compare:command",
+    ),
     "network": ("list and clean up networks, addresses and ports", "minirun.cli.network:network"),
     "completion": ("print the completion script of a shell", "minirun.cli.human:completion"),
 }

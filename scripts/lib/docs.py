@@ -35,6 +35,7 @@ LAYERS = (
     ("engine", "`run --rootfs`: from flags to an ordinary OCI bundle"),
     ("rootfs", "root filesystems by name"),
     ("network", "the bridge network"),
+    ("compare", "a root filesystem as a container and as a virtual machine, measured"),
     ("virt", "the report on virtualization: a machine's answers, facts, verdict, text"),
     ("", "the runtime: from a bundle to a container"),
     ("cgroups", "control groups, version 2"),

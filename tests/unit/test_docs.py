@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from minirun.cli.compare import command as compare
 from minirun.cli.virt import command as virt
 from minirun.engine import defaults
 from minirun.errors import ConfigError
@@ -133,7 +134,7 @@ def test_flags_that_are_named_exist() -> None:
     # Of minirun's other verbs and scripts, and of other programs.
     known |= {"--json", "--shell", "--name", "--uninstall", "--prefix", "--runtime", "--help"}
     known |= {"--scope", "--property", "--default", "--cgroups", "--runc-binary", "--dry-run"}
-    known |= {name for option in virt.params for name in option.opts}
+    known |= {name for option in [*virt.params, *compare.params] for name in option.opts}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
 
 

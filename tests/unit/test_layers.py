@@ -28,7 +28,7 @@ LAYERS = {
         validate_rootless""",
     "runtime": """changing checkpointing container criu ending executing foreground making
         notifysocket restoring running starting launcher watching""",
-    "tools": "network rootfs virt",
+    "tools": "compare network rootfs virt",
     "engine": "engine",
     "cli": "cli __main__",
 }
