@@ -79,7 +79,8 @@ def tree(tmp_path: Path) -> Path:
     """A small root filesystem with one of each kind."""
     top = tmp_path / "tree"
     (top / "bin").mkdir(parents=True)
-    (top / "etc").mkdir(mode=0o750)
+    (top / "etc").mkdir()
+    (top / "etc").chmod(0o750)
     (top / "bin/busybox").write_bytes(b"\x7fELF" + b"x" * 5)
     (top / "bin/busybox").chmod(0o4755)
     (top / "bin/sh").symlink_to("busybox")
