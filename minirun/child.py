@@ -37,6 +37,8 @@ def lock_down(setup: Setup) -> None:
 
     if setup.process.terminal:
         import _socket  # noqa: F401 - 1.5 ms
+    if any("tmpcopyup" in entry.options for entry in setup.spec.mounts):
+        import minirun.copyup  # noqa: F401
 
     sys.meta_path.clear()
     sys.path.clear()

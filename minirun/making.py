@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from minirun import jsontext, log, notifysocket, parent, privilege, state
+from minirun import jsontext, log, parent, privilege, state
 from minirun.container import owner_of
 from minirun.errors import ConfigError, MinirunError
 from minirun.launcher import require_sealed
@@ -121,7 +121,10 @@ def begin(root: str, cid: str, launch: Launch, events: bool) -> tuple[Container,
         setup.container = container
         setup.undo.append(container.remove)
         container.write_file(CONFIG, text)
-        notifysocket.prepare(container, setup)
+        if os.environ.get("NOTIFY_SOCKET"):
+            from minirun import notifysocket  # engines' containers do without
+
+            notifysocket.prepare(container, setup)
         container.save(
             oci_version=setup.spec.oci_version,
             bundle=setup.bundle,
@@ -169,13 +172,16 @@ def run(
     launch.detach = detach
     container, setup = begin(root, cid, launch, events=explain is not None)
     with container:
-        console = None
+        console = proxy = None
         if setup.process.terminal:
             from minirun.foreground import console_of
 
             console = console_of(setup)
         try:
-            proxy = notifysocket.open_proxy(container)
+            if os.environ.get("NOTIFY_SOCKET"):
+                from minirun.notifysocket import open_proxy
+
+                proxy = open_proxy(container)
             parent.create(setup, meanwhile=_load_running)
         except BaseException:
             if explain is not None:

@@ -1,8 +1,8 @@
 """Writes the one file that `minirun.precompiled` loads: `python3 -m minirun.precompile`.
 
-Left out of the code are annotations and docstrings, except those of decorated functions, which the
-plan of the steps and the command line show. Run it after a change of the sources; until then what
-has changed is loaded as if there were no such file.
+Left out of the code are line numbers, annotations and docstrings, except those of decorated
+functions, which the plan of the steps and the command line show. Run it after a change of the
+sources; until then what has changed is loaded as if there were no such file.
 """
 
 from __future__ import annotations
@@ -128,8 +128,13 @@ def imported(source: bytes) -> Iterator[str]:
 def compiled(source: bytes, path: str) -> CodeType:
     """Compile a module without what only readers and type checkers use."""
     tree = ast.fix_missing_locations(_Strip().visit(ast.parse(source, path)))
-    code: CodeType = compile(tree, path, "exec", dont_inherit=True)
-    return code
+    return _without_lines(compile(tree, path, "exec", dont_inherit=True))
+
+
+def _without_lines(code: CodeType) -> CodeType:
+    """Take the line tables away, a fifth of the file: only --debug shows tracebacks."""
+    inner = (_without_lines(one) if isinstance(one, type(code)) else one for one in code.co_consts)
+    return code.replace(co_linetable=b"", co_consts=tuple(inner))
 
 
 class _Strip(ast.NodeTransformer):

@@ -3,7 +3,7 @@
 An engine verb is short: finding, reading and checking 80 .pyc files, and what they hold for readers
 alone, is a fifth of its time. The file lies beside the .pyc files, is trusted as they are, and is
 valid as they are: for this interpreter, and module by module while the source has the time and size
-that it had. What is not in it is imported as usual.
+that it had. What is not in it is imported as usual; so is all with --debug, for the line numbers.
 
     MAGIC       8 bytes of ours, 4 of this interpreter's .pyc files: marshal's format changes
     sizes       of the two parts that follow, 4 bytes each
@@ -44,7 +44,7 @@ def path() -> str:
 
 def use() -> None:
     """Have the modules that were not imported yet come from the file, if there is one."""
-    if not any(isinstance(one, Finder) for one in sys.meta_path):
+    if not _debugging() and not any(isinstance(one, Finder) for one in sys.meta_path):
         finder = Finder.of(path())
         if finder is not None:
             sys.meta_path.insert(0, finder)
@@ -55,7 +55,7 @@ def begin(module: ModuleType) -> None:
 
     It becomes what an import would have made of it.
     """
-    finder = Finder.of(path())
+    finder = None if _debugging() else Finder.of(path())
     if finder is None:
         return
     spec = finder.find_spec(__name__)
@@ -66,6 +66,10 @@ def begin(module: ModuleType) -> None:
     _describe(module, spec)
     sys.modules[__name__] = module
     setattr(__import__(package), name, module)
+
+
+def _debugging() -> bool:
+    return "--debug" in sys.argv or "-debug" in sys.argv
 
 
 def _describe(module: ModuleType, spec: ModuleSpec) -> None:

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 
-from minirun import copyup, inroot, mountoptions
+from minirun import inroot, mountoptions
 from minirun.errors import ConfigError, MinirunError
 from minirun.kernel import mount as m
 from minirun.kernel.libc import AT_FDCWD, AT_RECURSIVE, failure, quote
@@ -117,6 +117,8 @@ def _set_propagation(fd: int, options: Options) -> None:
 
 
 def _copy_up(target: int, fd: int) -> None:
+    from minirun import copyup  # loaded by child.lock_down
+
     source = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=target)
     try:
         copyup.copy_tree(source, fd)

@@ -109,6 +109,14 @@ def test_the_command_begins_with_the_file(copy: Path) -> None:
     assert found["attributes"] == usual["attributes"]
 
 
+def test_debug_has_line_numbers(copy: Path) -> None:
+    code = _LOOK.replace("import json, sys\n", "import json, sys\nsys.argv.append('--debug')\n", 1)
+    done = subprocess.run(
+        [sys.executable, "-ISB", "-c", code, copy], check=True, capture_output=True, text=True
+    )
+    assert json.loads(done.stdout)["from_file"] == []
+
+
 def test_a_file_that_is_replaced_meanwhile_is_not_mixed_in(copy: Path) -> None:
     path = code_file(copy)
     finder = precompiled.Finder.of(str(path))
