@@ -1,8 +1,9 @@
 """Hooks of config.json (config.md, "POSIX-platform Hooks").
 
 A hook gets the container's state as JSON on its standard input, its own `env` and nothing else
-(CVE-2025-23266: the payload's environment must never reach a hook), descriptors 0 to 2 only, and a
-process group that is killed as a whole when its timeout ends.
+(CVE-2025-23266: the payload's environment must never reach a hook of the host's), descriptors 0 to
+2 only, and a process group that is killed as a whole when its timeout ends. A startContainer hook
+is the container's: where it has no `env` it has the payload's environment, as in runc.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from minirun.step import step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from typing import Any
 
     from minirun.setup import Setup
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _OUTPUT_SHOWN = 4096
 _NOT_STARTED = 127
 _SIGKILL = 9
+_TICK = 10  # milliseconds
 _LONGEST = (1 << 31) - 1  # milliseconds that poll(2) can wait
 
 
@@ -43,16 +45,34 @@ def state_of(setup: Setup, status: str) -> dict[str, Any]:
     return state
 
 
+class Inside:
+    """What a hook that is the container's file has of the payload: environment, limits, filter."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.environment = setup.environment
+
+    def confine(self) -> None:
+        """In the hook's process: take the payload's limits and filter."""
+        for one in self.setup.process.rlimits:
+            resource.prlimit(0, one.type, one.soft, one.hard)
+        # A filter with a listener is there already: a hook inherits it.
+        loaded = self.setup.filter
+        late = self.setup.process.no_new_privileges
+        if loaded is not None and not loaded.notify and late:
+            seccomp.set_mode_filter(loaded.program, loaded.flags)
+
+
 def run_all(
     kind: str,
     hooks: Sequence[Hook],
     state: dict[str, Any],
     cwd: str | None,
-    confine: Callable[[], None] | None = None,
+    inside: Inside | None = None,
 ) -> None:
     """Run the hooks in order; the first that fails ends it with an error that shows its output."""
     for number, hook in enumerate(hooks):
-        run_one(f"{kind} hook #{number} ({hook.path})", hook, state, cwd, confine)
+        run_one(f"{kind} hook #{number} ({hook.path})", hook, state, cwd, inside)
 
 
 def run_one(
@@ -60,9 +80,9 @@ def run_one(
     hook: Hook,
     state: dict[str, Any],
     cwd: str | None,
-    confine: Callable[[], None] | None = None,
+    inside: Inside | None = None,
 ) -> None:
-    """Run one hook and wait for it; `confine` is called in its process, last.
+    """Run one hook and wait for it; of one of the container's `inside` tells what it has of it.
 
     Raises MinirunError if it cannot be started, fails, or outlives its timeout (seconds).
     """
@@ -73,22 +93,22 @@ def run_one(
     try:
         os.write(stdin, jsontext.dumps(state).encode())
         os.lseek(stdin, 0, os.SEEK_SET)
-        pid, pidfd = process.clone3(0)
+        # Inside, the payload's filter may be in force, and know neither clone3 nor pidfd_open.
+        pid, pidfd = process.clone3(0) if inside is None else (os.fork(), -1)
         if pid == 0:
-            _become(hook, stdin, output, cwd, confine)
+            _become(hook, stdin, output, cwd, inside)
         try:
             status = _wait(pid, pidfd, hook.timeout)
         finally:
-            os.close(pidfd)
+            if pidfd >= 0:
+                os.close(pidfd)
         _judge(name, status, hook, output)
     finally:
         os.close(stdin)
         os.close(output)
 
 
-def _become(
-    hook: Hook, stdin: int, output: int, cwd: str | None, confine: Callable[[], None] | None
-) -> None:
+def _become(hook: Hook, stdin: int, output: int, cwd: str | None, inside: Inside | None) -> None:
     """In the child: become the hook; never returns."""
     try:
         os.setpgid(0, 0)
@@ -99,11 +119,14 @@ def _become(
         os.dup2(output, 1)
         os.dup2(output, 2)
         argv = process.string_array([os.fsencode(arg) for arg in hook.args or (hook.path,)])
-        envp = process.string_array([os.fsencode(entry) for entry in hook.env or ()])
+        given = [os.fsencode(entry) for entry in hook.env or ()]
+        if hook.env is None and inside is not None:
+            given = inside.environment
+        envp = process.string_array(given)
         process.reset_signals()
         process.close_range(3)
-        if confine is not None:
-            confine()
+        if inside is not None:
+            inside.confine()
         process.execve(os.fsencode(hook.path), argv, envp)
     except (OSError, ValueError) as error:
         os.write(2, f"{getattr(error, 'strerror', None) or error}".lower().encode())
@@ -113,14 +136,25 @@ def _become(
 
 def _wait(pid: int, pidfd: int, timeout: int | None) -> int | None:
     """Wait for the hook; None if its time ended and it was killed with its group."""
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    late = not poller.poll(min(timeout * 1000, _LONGEST) if timeout and timeout > 0 else None)
+    late = bool(timeout) and not _ends_within(pid, pidfd, min((timeout or 0) * 1000, _LONGEST))
     if late:
         # Not reaped yet, so the group's number cannot be another's.
         os.killpg(pid, _SIGKILL)
     _, status = os.waitpid(pid, 0)
     return None if late else os.waitstatus_to_exitcode(status)
+
+
+def _ends_within(pid: int, pidfd: int, milliseconds: int) -> bool:
+    """Wait for a child's end without reaping it; without a pidfd by looking now and then."""
+    poller = select.poll()
+    if pidfd >= 0:
+        poller.register(pidfd, select.POLLIN)
+        return bool(poller.poll(milliseconds))
+    options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while (ended := os.waitid(os.P_PID, pid, options)) is None and milliseconds > 0:
+        poller.poll(_TICK)
+        milliseconds -= _TICK
+    return ended is not None
 
 
 def _judge(name: str, status: int | None, hook: Hook, output: int) -> None:
@@ -144,29 +178,32 @@ def run_poststop(setup: Setup) -> None:
             log.warning(error.message)
 
 
-def _undone_by_poststop(setup: Setup) -> None:
-    """Have what the hooks from here on make taken away again if the creation fails."""
-    # spec: runtime.md, "Lifecycle", the hooks that fail: it goes on with the poststop hooks.
-    if setup.spec.hooks.poststop:
-        setup.undo.append(lambda: run_poststop(setup))
-
-
 def _names(kind: str) -> Any:
     return lambda setup: [hook.path for hook in getattr(setup.spec.hooks, kind)]
+
+
+def _to_undo(setup: Setup) -> bool:
+    hooks = setup.spec.hooks
+    makers = hooks.prestart or hooks.create_runtime or hooks.create_container
+    return bool(hooks.poststop and makers)
+
+
+@step(_to_undo)
+def undo_by_poststop(setup: Setup) -> None:
+    """Have poststop hooks undo what other hooks make, should the creation fail"""
+    # runtime.md, "Lifecycle": after a hook that fails it goes on with the poststop hooks.
+    setup.undo.append(lambda: run_poststop(setup))
 
 
 @step(_names("prestart"), details=_names("prestart"))
 def prestart(setup: Setup) -> None:
     """Run the prestart hooks"""
-    _undone_by_poststop(setup)
     run_all("prestart", setup.spec.hooks.prestart, state_of(setup, "creating"), setup.bundle)
 
 
 @step(_names("create_runtime"), details=_names("create_runtime"))
 def create_runtime(setup: Setup) -> None:
     """Run the createRuntime hooks"""
-    if not setup.spec.hooks.prestart:
-        _undone_by_poststop(setup)
     hooks = setup.spec.hooks.create_runtime
     run_all("createRuntime", hooks, state_of(setup, "creating"), setup.bundle)
 
@@ -183,14 +220,4 @@ def start_container(setup: Setup) -> None:
     """Run the startContainer hooks, as the payload"""
     hooks = setup.spec.hooks.start_container
     state = state_of(setup, "created")
-    run_all("startContainer", hooks, state, None, lambda: _confine(setup))
-
-
-def _confine(setup: Setup) -> None:
-    """Put a hook that is the container's file under the payload's limits and filter."""
-    for one in setup.process.rlimits:
-        resource.prlimit(0, one.type, one.soft, one.hard)
-    # A filter with a listener is there already: a hook inherits it.
-    own = setup.filter is not None and not setup.filter.notify
-    if own and setup.process.no_new_privileges:
-        seccomp.set_mode_filter(setup.filter.program, setup.filter.flags)
+    run_all("startContainer", hooks, state, None, Inside(setup))

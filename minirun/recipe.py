@@ -122,6 +122,7 @@ ADOPT = (
 )
 
 HOOKS = (
+    hooks.undo_by_poststop,  # spec: before the first hook
     hooks.prestart,
     hooks.create_runtime,
 )

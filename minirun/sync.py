@@ -46,7 +46,10 @@ def await_adoption(setup: Setup) -> None:
 
 
 def _has_runtime_hooks(setup: Setup) -> bool:
-    return bool(setup.spec.hooks.prestart or setup.spec.hooks.create_runtime)
+    hooks = setup.spec.hooks
+    # What createContainer hooks make, the parent must know to have undone by poststop hooks.
+    undone = hooks.create_container and hooks.poststop
+    return bool(hooks.prestart or hooks.create_runtime or undone)
 
 
 @step(_has_runtime_hooks)

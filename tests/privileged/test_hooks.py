@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runtime import alive, good, read, until
+from runtime import PATH, alive, good, read, until
 
 if TYPE_CHECKING:
     from runtime import Box
@@ -98,9 +98,16 @@ def environments(box: Box, **fields: Any) -> dict[str, str]:
 
 
 def test_a_hook_has_its_own_environment_only(box: Box) -> None:
-    """CVE-2025-23266: neither the payload's nor the caller's. runc 1.1.5 gives the caller's."""
+    """CVE-2025-23266: neither the payload's nor the caller's. runc 1.1.5 gives the caller's.
+
+    One that is the container's own has the payload's environment, as in runc.
+    """
     box.process["env"] += ["LD_PRELOAD=/evil.so", "SECRET=payload"]
-    assert environments(box) == dict.fromkeys(ALL, "")
+    found = environments(box)
+    inside = found.pop("startContainer")
+    assert found == dict.fromkeys(OUTSIDE, "")
+    assert inside.split("\0")[:3] == [PATH, "LD_PRELOAD=/evil.so", "SECRET=payload"]
+    assert environments(box, env=[]) == dict.fromkeys(ALL, "")
 
 
 def test_a_hook_has_the_environment_that_is_given(box: Box) -> None:
@@ -184,6 +191,23 @@ def test_start_container_is_a_file_of_the_container(box: Box) -> None:
     assert done.out == ""
 
 
+@pytest.mark.parametrize("action", [{"action": "SCMP_ACT_ERRNO", "errnoRet": 38}, "SCMP_ACT_KILL"])
+def test_start_container_under_a_filter_without_clone3(box: Box, action: Any) -> None:
+    """Docker's profile answers ENOSYS, for no filter sees the arguments of clone3."""
+    rule = action if isinstance(action, dict) else {"action": action}
+    names = {"names": ["clone3", "pidfd_open"], **rule}
+    box.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [names]}
+    box.process["noNewPrivileges"] = False
+    touch = {"path": "/bin/touch", "args": ["touch", "/x"], "timeout": 5}
+    box.config["hooks"] = {"startContainer": [touch]}
+    box.probe()
+    assert (box.rootfs / "x").exists()
+    box.config["hooks"] = {
+        "startContainer": [{"path": "/bin/sleep", "args": ["sleep", "60"], "timeout": 1}]
+    }
+    assert "no end after 1 s" in box.run().err
+
+
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("path", ["relative", "", "./x", "/bin/x\0y"])
 def test_a_path_that_is_none(box: Box, kind: str, path: str) -> None:
@@ -260,6 +284,14 @@ def test_poststop_undoes_what_hooks_of_a_failed_creation_made(box: Box, kind: st
     box.hook(kind, "exit 3")
     assert f"{kind} hook #" in box.refused()
     assert read(told).split() == (["undone"] if kind == "prestart" else ["made", "undone"])
+
+
+def test_poststop_undoes_what_hooks_made_before_another_failure(box: Box) -> None:
+    box.hook("createContainer", "true")
+    told = tell(box, "poststop", "echo undone")
+    box.process["args"] = ["/nowhere"]
+    assert box.run().code != 0
+    assert read(told) == "undone\n"
 
 
 def test_no_poststop_where_no_hook_came_so_far(box: Box) -> None:

@@ -69,6 +69,7 @@ ADOPT
     rlimits.set_oom_score
     outside.save_state
 HOOKS
+    hooks.undo_by_poststop
     hooks.prestart
     hooks.create_runtime
 ENTER
