@@ -106,8 +106,10 @@ def parse(entry: Mount, path: str) -> Options:
     _check_actions(entry, found, f"{path}.options")
     if found.idmap and not found.bind:
         raise ConfigError(f"{path}.options", "id mappings need a bind mount")
-    if found.bind and (found.data or found.superblock):
-        names = ", ".join([*found.superblock, *(key for key, _ in found.data)])
+    if found.bind:
+        found.superblock.clear()  # the file system keeps its own, as with mount(2) and in runc
+    if found.bind and found.data:
+        names = ", ".join(key for key, _ in found.data)
         raise ConfigError(
             f"{path}.options",
             f"bind mounts cannot have any filesystem-specific options applied: {names}",

@@ -96,6 +96,7 @@ class Setup:
         self.namespaces: dict[str, int] = {}  # namespaces.open_paths: type → descriptor to join
         self.sources: dict[int, int] = {}  # mounts.open_sources: index in spec.mounts → mount
         self.links: dict[int, str] = {}  # the same for symbolic links: where they lead
+        self.to_lock: list[int] = []  # mounts.mount_all: mounts that become read-only later
         self.device_sources: dict[str, int] = {}  # devices.open_nodes: path → mount of a node
         self.null_source = -1  # mounts.open_sources: a mount of the host's /dev/null
         self.group: Any = None  # cgroups.create or start_scope: the container's group or None
@@ -121,8 +122,8 @@ class Setup:
         self.mask_source = -1  # mounts: what hides a directory
         self.terminal_fd = -1  # terminal.open: the pty's slave
         self.core_limit = (0, 0)  # child.protect: what RLIMIT_CORE was, for the payload
-        self.selinux = False  # labels.check: whether the kernel enforces SELinux
-        self.labelfd = -1  # labels: a procfs through which the payload's label is set
+        # labels: whether the kernel enforces SELinux; a procfs to set the payload's label through
+        self.selinux, self.labelfd = False, -1
         self.program = b""  # program.resolve: what is executed
         self.obstacle = ("", "")  # program.resolve: what would keep execve from it, and what helps
         self.environment: list[bytes] = []  # program.prepare_environment

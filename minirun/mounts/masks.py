@@ -8,7 +8,6 @@ import stat
 from minirun import inroot
 from minirun.kernel import mount as m
 from minirun.kernel.libc import AT_EMPTY_PATH, AT_RECURSIVE
-from minirun.mounts.entries import clean
 from minirun.mounts.entries import quoted as _sh
 from minirun.step import step
 
@@ -17,16 +16,12 @@ if TYPE_CHECKING:
     from minirun.setup import Setup
 
 
-@step(
-    lambda setup: any(
-        clean(entry.destination) == "/dev" and "ro" in entry.options for entry in setup.spec.mounts
-    )
-)
+@step(lambda setup: any("ro" in entry.options for entry in setup.spec.mounts))
 def lock_dev(setup: Setup) -> None:
-    """Make /dev read-only, now that its nodes are there"""
-    fd = inroot.open_path(setup.rootfd, "/dev")
-    m.mount_setattr(fd, set_=m.MOUNT_ATTR_RDONLY)
-    os.close(fd)
+    """Make /dev and tmpfs read-only where they shall be, now that all is in them"""
+    for fd in setup.to_lock:
+        m.mount_setattr(fd, set_=m.MOUNT_ATTR_RDONLY)
+        os.close(fd)
 
 
 @step(

@@ -59,7 +59,7 @@ def _mount_one(setup: Setup, number: int, entry: Mount) -> None:
         _make_link(setup.rootfd, destination, setup.links[number])
         return
     if options.remount:
-        _remount(setup.rootfd, destination, options)
+        _remount(setup, entry, options)
         return
     fd = setup.sources[number] if options.bind else _new_mount(setup, entry, options)
     try:
@@ -68,10 +68,12 @@ def _mount_one(setup: Setup, number: int, entry: Mount) -> None:
             _check_proc(entry, destination, target, fd)
             if options.copy_up:
                 _copy_up(target, fd)
-            _set_attributes(fd, options, late_ro=destination == "/dev")
+            _set_attributes(fd, options, late_ro=_locked_late(entry, options))
             m.move_mount(fd, target)
         finally:
             os.close(target)
+        if _locked_late(entry, options):
+            setup.to_lock.append(os.dup(fd))
         _set_propagation(fd, options)
     finally:
         os.close(fd)
@@ -94,11 +96,19 @@ def _make_link(rootfd: int, destination: str, link: str) -> None:
         os.close(parent)
 
 
-def _remount(rootfd: int, destination: str, options: Options) -> None:
+def _locked_late(entry: Mount, options: Options) -> bool:
+    """Whether a mount becomes read-only last: other mounts, and nodes, have their places in it."""
+    ours = clean(entry.destination) == "/dev" or entry.type == "tmpfs"
+    return ours and bool(options.set & m.MOUNT_ATTR_RDONLY)
+
+
+def _remount(setup: Setup, entry: Mount, options: Options) -> None:
     """Change a mount of the container; without `bind` its file system's own options too."""
-    target = inroot.open_path(rootfd, destination)
+    target = inroot.open_path(setup.rootfd, clean(entry.destination))
     try:
-        _set_attributes(target, options, late_ro=destination == "/dev")
+        _set_attributes(target, options, late_ro=_locked_late(entry, options))
+        if _locked_late(entry, options):
+            setup.to_lock.append(os.dup(target))
         if options.superblock or options.data:
             config = m.fspick(target)
             try:
@@ -143,6 +153,9 @@ def _new_mount(setup: Setup, entry: Mount, options: Options) -> int:
             _take_mode(setup.rootfd, clean(entry.destination), config)
         if setup.selinux and setup.spec.linux.mount_label and kind not in _UNLABELLED:
             m.fsconfig_string(config, "context", setup.spec.linux.mount_label)
+        if options.set & m.MOUNT_ATTR_RDONLY and kind != "tmpfs":
+            # Else a disk would be opened for writing, its journal played; a tmpfs is filled first.
+            m.fsconfig_flag(config, "ro")
         return _configure(config, options)
     finally:
         os.close(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -16,6 +17,7 @@ from runtime import (
     host_same,
     mounts_of,
     read,
+    report_of,
     traced,
 )
 
@@ -121,7 +123,7 @@ def test_a_plain_bind_is_one_mount(box: Box) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["bind", "size=4k"], ["bind", "nonsense"], ["bind", "sync"], ["bind", "mode=755"]]
+    "options", [["bind", "size=4k"], ["bind", "nonsense"], ["bind", "mode=755"]]
 )
 def test_a_bind_has_no_options_of_a_file_system(box: Box, options: list[str]) -> None:
     box.mount("/vol", str(box.place), *options)
@@ -807,3 +809,31 @@ def test_the_report_of_a_plain_container(box: Box) -> None:
             assert "ro" in one.options, point
         if point != "/":
             assert one.root in ("/", "/null", "/sys", "/sysrq-trigger"), point
+
+
+# ---------------------------------------------------------------- found beside runc
+
+
+@pytest.mark.parametrize("option", ["sync", "dirsync", "mand", "lazytime"])
+def test_a_bind_keeps_the_file_systems_own_flags(box: Box, option: str) -> None:
+    """mount(2) takes no notice of them, and so does runc."""
+    box.mount("/vol", str(box.place), "bind", option)
+    assert option not in box.probe().mounts["/vol"].super
+
+
+def test_a_read_only_tmpfs_may_hold_mounts(box: Box) -> None:
+    """It becomes read-only when all is mounted, as in runc."""
+    box.mount("/vol", "tmpfs", "ro", kind="tmpfs")
+    box.mount("/vol/below", "tmpfs", kind="tmpfs")
+    box.process["args"] = ["/probe", "try", "create:/vol/x", "create:/vol/below/x"]
+    found = report_of(good(box.run()).out)
+    assert (found["create:/vol/x"], found["create:/vol/below/x"]) == (errno.EROFS, 0)
+
+
+def test_read_only_is_the_file_system_too(box: Box) -> None:
+    """Else the journal of a disk that shall only be read would be played."""
+    box.unmount("/sys")
+    box.mount("/sys", "sysfs", "ro", kind="sysfs")
+    found = box.probe().mounts["/sys"]
+    assert "ro" in found.options
+    assert "ro" in found.super
