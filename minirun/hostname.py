@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @step(
-    lambda setup: setup.spec.hostname is not None,
+    lambda setup: setup.spec.hostname,  # "" is none: else it would take the name away
     details=lambda setup: [setup.spec.hostname or ""],
     shell=lambda setup: [f"hostname '{setup.spec.hostname}'"],
 )
@@ -21,7 +21,7 @@ def set_hostname(setup: Setup) -> None:
 
 
 @step(
-    lambda setup: setup.spec.domainname is not None,
+    lambda setup: setup.spec.domainname,
     details=lambda setup: [setup.spec.domainname or ""],
 )
 def set_domainname(setup: Setup) -> None:

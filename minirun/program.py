@@ -57,7 +57,8 @@ def set_umask(setup: Setup) -> None:
 @step()
 def prepare_environment(setup: Setup) -> None:
     """Make the payload's environment"""
-    entries = last_of_each(setup.process.env)
+    # An empty HOME is as good as none, as in runc: programs would take it for the directory "".
+    entries = [entry for entry in last_of_each(setup.process.env) if entry != "HOME="]
     if not any(entry.startswith("HOME=") for entry in entries):
         entries.append(f"HOME={home_of(setup.rootfd, setup.process.user.uid)}")
     setup.environment = [os.fsencode(entry) for entry in entries]

@@ -171,3 +171,8 @@ def test_two_containers_share_no_keyring(box: Box) -> None:
 
 def test_the_callers_keyring_where_it_is_asked_for(box: Box) -> None:
     assert box.probe(flags=["--no-new-keyring"])["keyring"] == session_keyring(box)
+
+
+def test_an_empty_home_is_none(box: Box) -> None:
+    box.process["env"] = [PATH, "HOME="]
+    assert box.probe()["env"] == [PATH, "HOME=/root"]

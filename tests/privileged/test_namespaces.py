@@ -147,6 +147,12 @@ def test_names(box: Box) -> None:
     assert os.uname().nodename == before
 
 
+def test_an_empty_name_is_none(box: Box) -> None:
+    """As in runc, which does not know "" from absent."""
+    box.config["hostname"] = box.config["domainname"] = ""
+    assert box.probe()["hostname"] == os.uname().nodename
+
+
 def test_a_name_needs_a_namespace(box: Box) -> None:
     before = os.uname().nodename
     box.share("uts")
@@ -256,7 +262,10 @@ def test_exec_into_a_user_namespace(box: Box) -> None:
 @pytest.mark.requires("timens")
 def test_time_offsets(box: Box) -> None:
     box.namespace("time")
-    box.linux["timeOffsets"] = {"boottime": {"secs": 86400}, "monotonic": {"secs": 1000}}
+    box.linux["timeOffsets"] = {
+        "boottime": {"secs": 86400},
+        "monotonic": {"secs": 1000, "nanosecs": 5},
+    }
     box.process["args"] = ["/bin/sleep", "60"]
     box.create()
     box.start()
@@ -264,7 +273,7 @@ def test_time_offsets(box: Box) -> None:
     report = box.exec_probe()
     assert abs(report["boottime"] - boot - 86400) < 60
     assert abs(report["monotonic"] - steady - 1000) < 60
-    assert report["timens_offsets"].split() == ["monotonic", "1000", "0", "boottime", "86400", "0"]
+    assert report["timens_offsets"].split() == ["monotonic", "1000", "5", "boottime", "86400", "0"]
 
 
 @pytest.mark.requires("timens")
