@@ -25,6 +25,9 @@ def exec_process(root: str, cid: str, process: Process, launch: Launch) -> int:
     with state.load(root, cid, lock=True) as container:
         setup = _prepare(container, process, launch)
         console = foreground.console_of(setup)
+        if launch.ignore_paused:
+            # A process in a frozen group goes on after `resume` only, which needs the lock.
+            container.close()
         parent.join(setup)
         # The process can be stopped from inside from here on: the lock must not depend on it.
         container.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 from datetime import datetime
@@ -256,6 +257,21 @@ def test_pause_and_resume(box: Box) -> None:
     good(box.call("resume", box.id))
     assert box.state()["status"] == "running"
     assert "frozen 0" in read(cgroup_of(pid) / "cgroup.events")
+
+
+@pytest.mark.requires("cgroup2")
+def test_exec_that_waits_for_a_paused_container(box: Box) -> None:
+    box.up()
+    good(box.call("pause", box.id))
+    words = box.words("exec", "--ignore-paused", box.id, "/bin/echo", "awake")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert not select.select([process.stdout], [], [], 0.5)[0]
+            good(box.call("resume", box.id))
+            assert process.communicate(timeout=10)[0] == "awake\n"
+        finally:
+            process.kill()
 
 
 @pytest.mark.requires("cgroup2")
