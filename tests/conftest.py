@@ -296,6 +296,13 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail(f"left behind: {told}", pytrace=False)
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how many bundles were compared, where some were."""
+    compared = sys.modules.get("differences")
+    if compared is not None and compared.TALLY.bundles:
+        terminalreporter.write_line(str(compared.TALLY))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that undoes the thinning in an emulated machine."""
     parser.addoption("--every-case", action="store_true", help="in the VM too: all parameters")
