@@ -14,7 +14,7 @@ import tokenize
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lib import manpages
+from lib import conformance, manpages
 
 from minirun import recipe
 from minirun.plan import _HEADS as HEADS
@@ -149,6 +149,7 @@ def documents() -> Iterator[tuple[Path, str]]:
     yield README, fill(README.read_text())
     for name, text in manpages.pages().items():
         yield MAN / name, text
+    yield MAN / "minirun-conformance.7", conformance.page()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -158,7 +159,7 @@ def main(arguments: Sequence[str]) -> int:
     check = parser.parse_args(arguments).check
     wanted = dict(documents())
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
-    gone = [path for path in MAN.glob("*.1") if path not in wanted]
+    gone = [path for path in MAN.glob("*.[1-9]") if path not in wanted]
     for path in stale + gone:
         print(f"{'out of date' if check else 'wrote'}: {path.relative_to(CHECKOUT)}")
     if check:

@@ -69,6 +69,12 @@ def _overview() -> str:
     return _page(head, told, order)
 
 
+def topic(name: str, summary: str, told: Sections) -> str:
+    """Give a page of section 7: its text, and the sections that are made elsewhere."""
+    head = _head(f"minirun-{name}", summary, (), section=7)
+    return _page(head, {**_prose(name), **told}, ("DESCRIPTION",))
+
+
 def _verb(verb: Verb) -> str:
     told = _prose(verb.name)
     own = [option for option in verb.options if not option.needs_rootfs]
@@ -131,14 +137,14 @@ def _help(command: click.Command) -> list[str]:
 # ---------------------------------------------------------------- parts of a page
 
 
-def _head(name: str, summary: str, synopsis: Iterable[str]) -> list[str]:
+def _head(name: str, summary: str, synopsis: Iterable[str], section: int = 1) -> list[str]:
     version = escape(minirun.__version__)
     lines = [
         '.\\" Made by scripts/docs of the table of options and of scripts/lib/man: do not edit.',
-        f'.TH {escape(name.upper())} 1 "" "minirun {version}" "minirun manual"',
+        f'.TH {escape(name.upper())} {section} "" "minirun {version}" "minirun manual"',
         ".SH NAME",
         f"{escape(name)} \\- {inline(summary)}",
-        ".SH SYNOPSIS",
+        *([".SH SYNOPSIS"] if synopsis else []),
     ]
     return [*lines, *[line for text in synopsis for line in (text, ".br")][:-1]]
 

@@ -207,7 +207,8 @@ def test_exec_without_a_program(box: Box) -> None:
 def test_flags_of_a_person(box: Box) -> None:
     box.process["env"] += ["A=1"]
     box.up()
-    flags = ["-e", "A=2", "--env", "B=3", "--cwd", "/tmp", "--user", "7:8", "-g", "9", "-g", "10"]
+    flags = ["-e", "A=2", "--env", "B=3", "--cwd", "/tmp", "--user", "7:8", "-g", "9"]
+    flags += ["--additional-gids", "10"]
     report = box.exec_probe(flags=flags)
     assert {"A=2", "B=3"} <= set(report["env"])
     assert "A=1" not in report["env"]

@@ -280,12 +280,15 @@ def test_what_version_two_cannot_do_is_refused_by_name(values: dict[str, Any], n
 
 
 def test_what_version_two_ignores_is_named() -> None:
-    given = resources(memory={"swappiness": 0, "kernel": -1}, blockIO={"leafWeight": 10})
-    assert ignored(given) == [
+    memory = {"swappiness": 0, "kernel": -1, "useHierarchy": False}
+    given = resources(memory=memory, blockIO={"leafWeight": 10})
+    assert set(ignored(given)) == {
         "linux.resources.memory.kernel",
         "linux.resources.memory.swappiness",
+        "linux.resources.memory.useHierarchy",
         "linux.resources.blockIO.leafWeight",
-    ]
+    }
+    assert ignored(resources(memory={"useHierarchy": True})) == []  # it always is
     assert ignored(resources(memory={"limit": 1})) == []
 
 

@@ -365,7 +365,10 @@ UPDATES = {
     "--cpuset-cpus 0-1 --cpuset-mems 0": Resources(cpu=CPU(cpus="0-1", mems="0")),
     "--pids-limit -1": Resources(pids=Pids(limit=-1)),
     "--blkio-weight 500": Resources(block_io=BlockIO(weight=500)),
-    "--kernel-memory 1g": Resources(),
+    "--kernel-memory 1g --kernel-memory-tcp 1g": Resources(),
+    "--cpu-rt-period 5 --cpu-rt-runtime 4": Resources(
+        cpu=CPU(realtime_period=5, realtime_runtime=4)
+    ),
 }
 
 

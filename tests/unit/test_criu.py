@@ -281,10 +281,12 @@ def test_checkpoint_hands_its_flags_on(asked: list[Any], tmp_path: Path) -> None
 def test_restore_hands_its_flags_on(asked: list[Any], tmp_path: Path) -> None:
     (tmp_path / "i").mkdir()
     flags = """--image-path i --detach --bundle b --pid-file p --lsm-profile apparmor:x
-        --lsm-mount-context c --tcp-established --no-subreaper --file-locks"""
+        --lsm-mount-context c --tcp-established --no-subreaper --file-locks --no-pivot
+        --console-socket s --pidfd-socket f"""
     assert cli.main(["restore", *flags.split(), "web"]) == 7
     ((_root, _cid, launch, images),) = asked
     assert (launch.bundle, launch.pid_file, launch.detach) == ("b", "p", True)
+    assert (launch.console_socket, launch.pidfd_socket) == ("s", "f")
     assert (images.lsm_profile, images.lsm_mount_context) == ("apparmor:x", "c")
     assert images.flag("tcp_established")
     assert not images.flag("shell_job")

@@ -51,7 +51,7 @@ def test_made_parts_are_current() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("groff"), reason="needs groff")
-@pytest.mark.parametrize("page", sorted(path.name for path in MAN.glob("*.1")))
+@pytest.mark.parametrize("page", sorted(path.name for path in MAN.glob("*.[1-9]")))
 def test_pages_are_set_without_warnings(page: str) -> None:
     command = ["groff", "-man", "-Tascii", "-ww", "-z", "-rCHECKSTYLE=3", page]
     done = subprocess.run(command, cwd=MAN, capture_output=True, text=True, check=False)

@@ -70,6 +70,7 @@ def test_global_options() -> None:
     options = read("--root /r --log=/l -log-format json -debug --rootless auto list")
     assert (options.root, options.log, options.log_format) == ("/r", "/l", "json")
     assert (options.debug, options.rootless, options.systemd_cgroup) == (True, "auto", False)
+    assert read("--criu /usr/sbin/criu list").verb == "list"  # as runc before 1.1 had it
 
 
 @pytest.mark.parametrize("flag", ["--debug=false", "-debug=0", "--debug=F"])

@@ -133,6 +133,14 @@ BAD: list[tuple[str, Any, str]] = [
     ("root.path", "", "root.path: must not be empty"),
     ("annotations", {"": "x"}, "annotations"),
     ("process", None, "process: is required"),
+    (
+        "linux",
+        {
+            "namespaces": [{"type": "mount"}, {"type": "time"}],
+            "timeOffsets": {"boottime": {"nanosecs": 10**9}},
+        },
+        "timeOffsets.boottime.nanosecs: must be below",
+    ),
     ("process.args", [], "process.args: must not be empty"),
     ("process.args", None, "process.args: must not be empty"),
     ("process.args", ["a\0b"], "NUL"),
@@ -243,7 +251,16 @@ def test_odd_but_harmless() -> None:
     assert "newer" in check(changed("ociVersion", "1.9.0"))[0]
     assert "CAP_X" in check(changed("process.capabilities", {"bounding": ["CAP_X"]}))[0]
     assert "relative" in check(changed("mounts", [{"destination": "x"}]))[0]
-    assert "windows" in check(changed("windows", {}))[0]
+
+
+@pytest.mark.parametrize("name", ["solaris", "windows", "zos"])
+def test_other_platforms_are_told_of(name: str) -> None:
+    assert check(changed(name, {})) == [f"{name} is ignored on Linux"]
+
+
+def test_what_is_for_windows_changes_nothing() -> None:
+    assert check(changed("process.commandLine", "cmd /c dir")) == []
+    assert check(changed("process.user.username", "ContainerUser")) == []
 
 
 @pytest.mark.parametrize("value", ["shared", "rslave", "rprivate", "unbindable", ""])
