@@ -80,6 +80,11 @@ WORDS: dict[str, Callable[[], bool]] = {
     "criu": lambda: shutil.which("criu") is not None and not _status("criu", "check"),
     "systemd": lambda: os.path.isdir("/run/systemd/system"),
     "kvm": lambda: os.access("/dev/kvm", os.R_OK | os.W_OK),
+    # What a virtual machine takes: QEMU, and a kernel that somebody points to.
+    "qemu": lambda: bool(
+        shutil.which(f"qemu-system-{os.uname().machine}")
+        and os.path.isfile(os.environ.get("MINIRUN_TEST_KERNEL", ""))
+    ),
     "vm": lambda: os.environ.get("MINIRUN_MUST_WORK") == "vm",
     **{
         name: _program(name)
@@ -88,7 +93,7 @@ WORDS: dict[str, Callable[[], bool]] = {
 }
 # Words that the promise `host` does not cover, and those that none does.
 ONLY_VM = {"vm", "systemd", "limits", "crun", "criu", *ENGINES}
-UNPROMISED = {"kvm"}
+UNPROMISED = {"kvm", "qemu"}
 
 
 def _kernel() -> tuple[int, int]:

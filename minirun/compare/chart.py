@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from xml.sax.saxutils import escape
 
+from minirun.compare.figures import number
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,9 +39,9 @@ def svg(outcome: Outcome) -> str:
         ),
         *_grid(low, high, height),
     ]  # fmt: skip
-    for number, row in enumerate(rows):
-        timed = emulated and row.unit == "ms"
-        body += _bar(row, _HEAD + _ROW * number, (low, high), _EMULATED if timed else _MORE)
+    for place, row in enumerate(rows):
+        colour = _EMULATED if emulated and row.key != "disk" else _MORE
+        body += _bar(row, _HEAD + _ROW * place, (low, high), colour)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
         f'viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif">\n'
@@ -83,7 +85,7 @@ def _bar(row: Row, top: int, span: tuple[int, int], colour: str) -> list[str]:
     return [
         label,
         f'<rect x="{left:.1f}" y="{top + 3}" width="{width:.1f}" height="16" fill="{fill}"/>',
-        _text(max(one, here) + 5, top + 15, f"{row.ratio:.3g} x", size=11),
+        _text(max(one, here) + 5, top + 15, f"{number(row.ratio)} x", size=11),
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 
 from minirun import jsontext
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _LIMIT = 60.0  # seconds for any command of ours
-_PATIENCE = 20  # half seconds until what does not end is killed
+_PATIENCE = 150  # fifths of a second until what does not end is killed
 
 
 class Program:
@@ -86,11 +85,10 @@ class Container:
     def end(self) -> None:
         """Take it away, and all that it has, however far it has come."""
         for _ in range(_PATIENCE):
-            # What is being made is asked to undo itself; SIGKILL would leave half of it.
+            # Never by a signal: one that comes while it is being made would leave half of it.
             self._delete()
-            if self.child.wait(0.5):
+            if self.child.wait(0.2):
                 break
-            signal.pidfd_send_signal(self.child.pidfd, signal.SIGTERM)
         self.child.end()
         self._delete()
 

@@ -86,3 +86,10 @@ def slope(points: Sequence[tuple[int, float]]) -> float:
 def agree(results: Sequence[set[str]]) -> bool:
     """Tell whether all sides, and all rounds of each, have one and the same result."""
     return len(set().union(*results)) == 1 and all(results)
+
+
+def number(value: float) -> str:
+    """Render a figure with what is significant of it: 0.042, 4.2, 42, 4200."""
+    if value >= 100 or value == 0:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 
-from minirun.compare.figures import Row, Summary
+from minirun.compare.figures import Row, Summary, number
 from minirun.units import format_size
 
 TYPE_CHECKING = False
@@ -27,7 +27,8 @@ NOTES = (
 )
 EMULATED = (
     "The VM's CPU was emulated by a program. That is what one gets here, and not what a VM",
-    "costs where the CPU helps: none of the VM's times may be quoted as that.",
+    "costs where the CPU helps: none of its times may be quoted as that, nor its memory, which",
+    "holds the translated code.",
 )
 
 
@@ -119,13 +120,6 @@ def _cells(summary: Summary | None) -> list[str]:
         return ["0", "-", "-", "-"]
     values = (summary.median, summary.minimum, summary.spread)
     return [str(summary.count), *(number(one) for one in values)]
-
-
-def number(value: float) -> str:
-    """Render a figure with what is significant of it: 0.042, 4.2, 42, 4200."""
-    if value >= 100 or value == 0:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
 
 
 def _phases(outcome: Outcome) -> list[str]:
