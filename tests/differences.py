@@ -140,9 +140,10 @@ ALLOWED = (
     ),
     Allowed(
         r"hooks\.host",
-        "runc runs the poststop hooks of a creation that failed before any other hook has run",
-        lambda _trial, name, theirs, ours: (
-            not ours[name] and set(theirs[name][1::3]) == {"poststop"}
+        "what is refused is refused before any hook runs; runc 1.1 finds some of it out later, and "
+        "runs poststop hooks where no other has run",
+        lambda _trial, name, _theirs, ours: (
+            not ours[name] and bool(ours.get("run.code", ours.get("create.code")))
         ),
     ),
     # ------------------------------------------------------------ streams, keys, variables
@@ -276,6 +277,11 @@ ALLOWED = (
     ),
     Allowed(
         FAILED, "runc 1.1 cannot have an unbindable root", said("flags: 0x5000: invalid argument")
+    ),
+    Allowed(
+        FAILED,
+        "a FIFO of a user namespace is made; runc 1.1 wants to bind one of the host's",
+        said("creating device nodes: mount /dev/fifo"),
     ),
     Allowed(
         FAILED,
