@@ -7,12 +7,13 @@
 #    1  something was not: a check says NO, or a command failed
 #   64  wrong usage
 #   77  this machine lacks what the lesson is about; which, and what helps, is said
+# shellcheck disable=SC2034 # each lesson uses some of the variables
+# shellcheck disable=SC2001 # sed, for what & means in ${name//…} depends on the version of bash
 
 set -euo pipefail
 umask 022
 unset CDPATH
 export LC_ALL=C.UTF-8 PATH=$PATH:/usr/local/bin:/usr/sbin:/sbin
-minirun=${MINIRUN:-minirun}
 python=/usr/bin/python3 # which minirun needs too
 
 bold='' dim='' green='' red='' plain=''
@@ -25,9 +26,9 @@ fi
 # The comment at the top of the lesson: its title, and what it is about.
 preface() { sed -n -e 1d -e '/^#/!q' -e 's/^# \{0,1\}//p' "$0"; }
 
-# pause: with LEARN_PAUSE set (minirun learn, on a terminal) wait for Enter.
+# pause: with LESSON_PAUSE set (minirun learn, on a terminal) wait for Enter.
 pause() {
-    [ -n "${LEARN_PAUSE-}" ] || return 0
+    [ -n "${LESSON_PAUSE-}" ] || return 0
     read -rs -p "${dim}(Enter goes on, Ctrl-C leaves)$plain" </dev/tty || exit 130
     printf '\r\e[K'
 }
@@ -90,7 +91,7 @@ conclude() {
     step "The same by minirun"
     printf '  %s\n' "$@"
     [ "$wrong" = 0 ] || printf '\n%s%d of the checks say NO%s\n' "$red" "$wrong" "$plain"
-    [ "$wrong" != 0 ] || [ -z "${LEARN_NEXT-}" ] || printf '\nNext: minirun learn %s\n' "$LEARN_NEXT"
+    [ "$wrong" != 0 ] || [ -z "${LESSON_NEXT-}" ] || printf '\nNext: sudo minirun learn %s\n' "$LESSON_NEXT"
     exit "$((wrong > 0))"
 }
 
@@ -115,7 +116,6 @@ undone=()
 # undo COMMAND...: to be done at the end; the last that was said comes first.
 undo() { undone+=("${*@Q}"); }
 
-# shellcheck disable=SC2329 # called by the trap
 finish() {
     local status=$? index
     trap '' INT TERM HUP
@@ -125,10 +125,10 @@ finish() {
     case $status in 0 | 64 | 77) ;; *) printf '%s: ended with status %s\n' "${0##*/}" "$status" >&2 ;; esac
 }
 
-# await COMMAND...: until it succeeds; a minute at most, for emulated machines are slow.
+# await COMMAND...: until it succeeds; a minute at most, for emulated machines are slow ($LESSON_PATIENCE seconds).
 await() {
     local tries
-    for ((tries = 0; tries < 600; tries++)); do
+    for ((tries = 0; tries < ${LESSON_PATIENCE:-60} * 10; tries++)); do
         ! "$@" >/dev/null 2>&1 || return 0
         sleep 0.1
     done
@@ -149,15 +149,16 @@ ours() {
     disown "$1" # or the shell would tell of its death
     undo reap "$1"
 }
-# shellcheck disable=SC2329 # called by finish
 reap() {
+    local below
     [ "$(ps -o ppid= -p "$1" | tr -d ' ')" = "$$" ] || return 0
+    below=$(pgrep --parent "$1") || : # those die with it, by --kill-child
     kill -KILL "$1"
-    await gone "$1"
+    for pid in "$1" $below; do await gone "$pid"; done
 }
 
-# gone PID: there is no such process any more.
-gone() { [ ! -e "/proc/$1" ]; }
+# gone PID: there is no such process any more, but for an entry that whoever adopted it has yet to read (a zombie).
+gone() { [ ! -e "/proc/$1" ] || grep -qs '^State:.*zombie' "/proc/$1/status"; }
 
 # child_of PID: its first child's number, as soon as there is one.
 child_of() {
@@ -173,6 +174,17 @@ scratch() {
     scratch=$(mktemp -d /tmp/minirun-lesson.XXXXXX)
     chmod 755 "$scratch"
     undo rm -rf --one-file-system "$scratch"
+}
+
+# cgroup_tree: where cgroup version 2 is mounted, in $tree. The first such mount, where there are several.
+cgroup_tree() {
+    tree=$(findmnt --noheadings --first-only --types cgroup2 --output TARGET) ||
+        lacks "a mounted cgroup v2 hierarchy" "sudo mount -t cgroup2 none /sys/fs/cgroup"
+}
+
+# need_minirun: where minirun is, in $minirun; $MINIRUN is another one.
+need_minirun() {
+    minirun=$(type -P "${MINIRUN:-minirun}") || lacks minirun "sudo scripts/quickstart"
 }
 
 # root_filesystem DIR: unpack one: $MINIRUN_ROOTFS_TARBALL, else an Alpine of minirun's, else this machine's busybox.

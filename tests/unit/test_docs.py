@@ -135,6 +135,7 @@ def test_flags_that_are_named_exist() -> None:
     known |= {"--json", "--shell", "--name", "--uninstall", "--prefix", "--runtime", "--help"}
     known |= {"--scope", "--property", "--default", "--cgroups", "--runc-binary", "--dry-run"}
     known |= {name for option in [*virt.params, *compare.params] for name in option.opts}
+    known |= {"--yes", "--source", "--target", "--uts", "--nodename"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
 
 
