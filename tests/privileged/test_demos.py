@@ -160,7 +160,7 @@ BROKEN = {
     "cgroup": ("unshare", "--cgroup"),
     "time": ("unshare", "--boottime|--monotonic|864000"),
     "process": ("nsenter", "--uts"),
-    "pivot": ("umount", "-l"),
+    "pivot": ("pivot_root", "[.]|old"),
     "veth": ("ip", "up"),
     "capabilities": ("setpriv", "--bounding-set.*"),
     "seccomp": ("setpriv", "/tmp/minirun-lesson.*/filter|-I|/usr/bin/python3"),
@@ -168,7 +168,8 @@ BROKEN = {
     "pod": ("nsenter", "--ipc"),
     "inspect": ("nsenter", "--uts"),
 }
-APART = "unshare --mount --uts --ipc --net --pid --cgroup --time --fork --kill-child --mount-proc"
+# By its path: the one in PATH may be the one that lies, and what it leaves out would be the host's.
+APART = "/usr/bin/unshare --mount --uts --ipc --net --pid --cgroup --time --fork --kill-child --mount-proc"
 
 
 @pytest.mark.host
