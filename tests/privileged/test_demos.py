@@ -168,7 +168,7 @@ BROKEN = {
     "pod": ("nsenter", "--ipc"),
     "inspect": ("nsenter", "--uts"),
 }
-# By its path: the one in PATH may be the one that lies, and what it leaves out would be the host's.
+# By its path: the one in PATH may lie, and what it leaves out would be the host's.
 APART = "/usr/bin/unshare --mount --uts --ipc --net --pid --cgroup --time --fork --kill-child --mount-proc"
 
 

@@ -113,6 +113,8 @@ def test_the_script_says_what_it_leaves_out() -> None:
     )
     assert "Left out: the system call filter" in plan.shell_of(filtered)
     assert "Left out" not in plan.shell_of(setup_of())
+    hooked = setup_of(hooks={"createRuntime": [{"path": "/x"}]})
+    assert "Left out: the hooks" in plan.shell_of(hooked)
 
 
 def test_the_script_knows_what_options_do_besides_mounting() -> None:
