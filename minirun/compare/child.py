@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PR_SET_PDEATHSIG = 1
+_LONGEST = 1 << 16  # bytes of a line that are kept
 
 
 class Silent(MinirunError):
@@ -66,7 +67,7 @@ class Child:
             self.lines.append((began, line.decode("utf-8", "replace").strip("\r")))
         if rest and (lines or not self.rest):
             self.since = now
-        self.rest = rest
+        self.rest = rest[-_LONGEST:]
 
     def wait(self, seconds: float) -> bool:
         """Wait for its end; then `cpu` is the seconds of CPU that it and its waited-for used."""

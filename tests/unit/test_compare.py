@@ -6,9 +6,11 @@ import io
 import json
 import os
 import shutil
+import signal
 import stat
 import struct
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,6 +23,7 @@ from minirun.cli.compare import check_files
 from minirun.compare import bootfile, bpf, chart, document, figures, guest, jobs, report
 from minirun.compare.accelerator import EMULATED, Accelerator, label
 from minirun.compare.bootfile import BootFile
+from minirun.compare.child import Child, Silent
 from minirun.compare.comparison import Outcome, memory_for, own_words
 from minirun.compare.cpio import Archive
 from minirun.compare.figures import Row
@@ -28,6 +31,7 @@ from minirun.compare.isolation import Count
 from minirun.compare.load import Load, Ticks
 from minirun.compare.machine import ARCHITECTURES, Plan
 from minirun.compare.measure import Effort
+from minirun.compare.place import Place
 from minirun.compare.result import Result
 from minirun.compare.session import Session
 from minirun.errors import MinirunError
@@ -121,9 +125,10 @@ def test_parents_come_first(tree: Path) -> None:
     )
 
 
-@pytest.mark.skipif(not shutil.which("cpio"), reason="needs cpio")
-def test_cpio_reads_it(tree: Path) -> None:
-    done = subprocess.run(["cpio", "-t"], input=pack(tree), capture_output=True, check=True)
+@pytest.mark.skipif(not shutil.which("busybox"), reason="needs busybox")
+def test_another_program_reads_it(tree: Path) -> None:
+    words = ["busybox", "cpio", "-t"]
+    done = subprocess.run(words, input=pack(tree), capture_output=True, check=True)
     assert done.stdout.decode().split() == list(entries(pack(tree)))
 
 
@@ -485,3 +490,54 @@ def test_the_scale_holds_every_bar(ratios: list[float]) -> None:
     low, high = chart.bounds(ratios)
     assert low <= 0 <= high and low < high
     assert all(10.0**low <= one * 1.0001 and one <= 10.0**high * 1.0001 for one in ratios)
+
+
+# ---------------------------------------------------------------- children
+
+
+def test_a_child_is_read_line_by_line_and_ended(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    child = Child(["/bin/sh", "-c", "printf 'one\\r\\ntw'; echo o; echo oh >&2; sleep 60"], log)
+    try:
+        deadline = time.monotonic() + 10
+        first, second = child.line(deadline), child.line(deadline)
+        assert first is not None and second is not None
+        assert (first[1], second[1]) == ("one", "two") and first[0] <= second[0]
+        with pytest.raises(Silent, match="sh said nothing more in time: oh"):
+            child.line(time.monotonic() + 0.3)
+        assert os.getpgid(child.pid) == child.pid
+        assert not child.wait(0)
+    finally:
+        child.end()
+    child.end()
+    assert child.status == -9 and child.cpu is not None and child.cpu < 5
+    with pytest.raises(ProcessLookupError):
+        os.kill(child.pid, 0)
+
+
+def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
+    child = Child(["/none/qemu"], str(tmp_path / "log"))
+    try:
+        assert child.line(time.monotonic() + 10) is None
+        assert child.wait(10) and child.status == 127
+        assert child.last_words() == ": /none/qemu: no such file or directory"
+    finally:
+        child.end()
+
+
+def test_a_place_takes_everything_with_it(tmp_path: Path) -> None:
+    class Thing:
+        ended = 0
+
+        def go(self) -> None:
+            raise MinirunError("it did not start")
+
+        def end(self) -> None:
+            self.ended += 1
+
+    thing: Any = Thing()
+    with pytest.raises(MinirunError, match="did not start"), Place(str(tmp_path)) as place:
+        (Path(place.path) / "file").touch()
+        place.start(lambda: thing)
+    assert thing.ended == 1 and not list(tmp_path.iterdir())
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
