@@ -169,7 +169,10 @@ BROKEN = {
     "inspect": ("nsenter", "--uts"),
 }
 # By its path: the one in PATH may lie, and what it leaves out would be the host's.
-APART = "/usr/bin/unshare --mount --uts --ipc --net --pid --cgroup --time --fork --kill-child --mount-proc"
+APART = (
+    "/usr/bin/unshare --mount --uts --ipc --net --pid --cgroup --time "
+    "--fork --kill-child --mount-proc"
+)
 
 
 @pytest.mark.host
