@@ -8,8 +8,6 @@ call `state` every second, and the whole runtime costs it 30 ms.
 
 from __future__ import annotations
 
-import os
-
 from minirun import state as states
 from minirun.errors import DoesNotExist, MinirunError
 
@@ -217,16 +215,3 @@ def events(root: str, cid: str, interval: float) -> Iterator[dict[str, Any]]:
     from minirun import watching
 
     return watching.events(root, cid, interval)
-
-
-def owner_of(uid: int) -> str:
-    """Name a user as the host's /etc/passwd does; the number where it does not."""
-    try:
-        with open("/etc/passwd", "rb") as file:
-            for line in file:
-                fields = line.split(b":")
-                if len(fields) > 2 and fields[2] == str(uid).encode():
-                    return os.fsdecode(fields[0])
-    except FileNotFoundError:
-        pass
-    return str(uid)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from minirun import jsontext, log, parent, privilege, state
-from minirun.container import owner_of
 from minirun.errors import ConfigError, MinirunError
 from minirun.launcher import require_sealed
 from minirun.setup import Launch, Setup
@@ -130,7 +129,7 @@ def begin(root: str, cid: str, launch: Launch, events: bool) -> tuple[Container,
             bundle=setup.bundle,
             rootfs=setup.root_path,
             created=state.now(),
-            owner=owner_of(os.geteuid()),
+            owner=state.owner_of(os.geteuid()),
             annotations=setup.spec.annotations,
         )
     except BaseException:

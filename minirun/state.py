@@ -360,3 +360,16 @@ def names(root: str) -> list[str]:
         return found
     finally:
         os.close(rootfd)
+
+
+def owner_of(uid: int) -> str:
+    """Name a user as the host's /etc/passwd does; the number where it does not."""
+    try:
+        with open("/etc/passwd", "rb") as file:
+            for line in file:
+                fields = line.split(b":")
+                if len(fields) > 2 and fields[2] == str(uid).encode():
+                    return os.fsdecode(fields[0])
+    except FileNotFoundError:
+        pass
+    return str(uid)
