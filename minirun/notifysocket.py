@@ -1,8 +1,10 @@
 """The proxy of $NOTIFY_SOCKET: a service in a container tells its manager that it is ready.
 
 The manager's own socket never enters the container: there is one of the container's, below its
-state directory and bound on /run/notify, and of what arrives there READY alone is passed on, with
-the number by which the manager knows the process. Sources: sd_notify(3), systemd.service(5).
+state directory and bound on /run/notify, and of what arrives there READY and STATUS alone are
+passed on, with the number by which the manager knows the process. Whatever else a container says
+would be taken as our word, and so as root's: MAINPID any process of the host, which the manager
+then ends with the service. Sources: sd_notify(3), systemd.service(5).
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ DIRECTORY = "notify"
 _NAME = "notify.sock"
 _INSIDE = "/run/notify"
 _LARGEST = 4096  # bytes of a message: what systemd takes
+_READY = b"READY=1"
+_STATUS = b"STATUS="
 _BARRIER = 30_000  # milliseconds for the manager to have read what was sent
 
 
@@ -77,10 +81,11 @@ class Proxy:
 
     def take(self, pid: int) -> bool:
         """Read a message and pass a READY on, the first with MAINPID; tell whether it was one."""
-        data = self._sock.recv(_LARGEST)
-        if not any(line.startswith(b"READY=") for line in data.split(b"\n")):
+        lines = self._sock.recv(_LARGEST).split(b"\n")
+        if _READY not in lines:
             return False
-        self._send(data + b"\n")
+        status = [line for line in lines if line.startswith(_STATUS)]
+        self._send(b"\n".join([_READY, *status, b""]))
         if not self._named:
             self._send(f"MAINPID={pid}\n".encode())
         self._named = True

@@ -98,9 +98,9 @@ def told(manager: socket.socket) -> str:
     return text.decode().strip() + (" and a descriptor" if fds else "")
 
 
-def notifying(box: Box, manager: socket.socket) -> dict[str, Any]:
+def notifying(box: Box, manager: socket.socket, *texts: str) -> dict[str, Any]:
     """Let the payload say that it is ready; return the options of a call that has a manager."""
-    box.process["args"] = ["/probe", "notify", "STATUS=soon", "READY=1\nSTATUS=up"]
+    box.process["args"] = ["/probe", "notify", "STATUS=soon", *(texts or ("READY=1\nSTATUS=up",))]
     return {"env": {**os.environ, "NOTIFY_SOCKET": manager.getsockname()}}
 
 
@@ -134,6 +134,24 @@ def test_the_runtime_waits_for_readiness(box: Box, manager: socket.socket, detac
     assert box.state()["status"] == "running"
     good(box.delete("--force"))
     assert box.left() == []
+
+
+HOSTILE = (
+    "MAINPID=1",
+    "READY=no\nMAINPID=1",
+    "READY=1\nMAINPID=1\nNOTIFYACCESS=all\nSTATUS=up\nFDSTORE=1\nX-READY=1\nWATCHDOG_USEC=1",
+)
+
+
+def test_a_container_says_no_more_than_that_it_is_ready(box: Box, manager: socket.socket) -> None:
+    """What the runtime passes on is root's word: MAINPID would name any process of the host."""
+    options = notifying(box, manager, *HOSTILE)
+    box.create(**options)
+    with subprocess.Popen(box.words("start", box.id), stdin=subprocess.DEVNULL, **options) as start:
+        assert told(manager) == "READY=1\nSTATUS=up"
+        assert told(manager) == f"MAINPID={box.pid}"
+        assert told(manager) == "BARRIER=1 and a descriptor"
+        assert start.wait(LIMIT) == 0
 
 
 def test_the_container_has_a_socket_of_its_own(box: Box, manager: socket.socket) -> None:
