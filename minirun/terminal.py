@@ -63,7 +63,7 @@ def new_session(_setup: Setup) -> None:
 
 @step(_wanted)
 def open_pty(setup: Setup) -> None:
-    """Open a pty in the container, put it at /dev/console, send its master away"""
+    """Open a pty in the container, for create put it at /dev/console, send its master away"""
     master = _open_master(setup.rootfd)
     fcntl.ioctl(master, _TIOCSPTLCK, b"\0\0\0\0")
     # By ioctl, not by name: a link over /dev/pts/N would be followed (CVE-2025-52565).
@@ -72,7 +72,8 @@ def open_pty(setup: Setup) -> None:
     number = int.from_bytes(fcntl.ioctl(master, _TIOCGPTN, b"\0\0\0\0"), "little")
     os.fchown(slave, setup.process.user.uid, -1)
     _set_size(setup, slave)
-    _place_console(setup, slave)
+    if not setup.target_pid:  # of exec it would take the first process's console away
+        _place_console(setup, slave)
     send_fd(setup.console, master, f"/dev/pts/{number}".encode())
     os.close(master)
     os.close(setup.console)

@@ -11,6 +11,7 @@ import signal
 import socket
 import struct
 import termios
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +19,6 @@ from runtime import good, host_same, in_a_terminal, read, read_until, traced, un
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from runtime import Box
 
@@ -120,6 +120,30 @@ def test_exec_over_a_console_socket(box: Box) -> None:
         master, _ = receive(server)
         assert b"/dev/pts/" in read_until(master, b"\n")
         os.close(master)
+
+
+def test_exec_leaves_the_console_to_the_first_process(box: Box) -> None:
+    """Its pty mounted there would end with it; what the first process says is for its own."""
+    pid = box.up()
+    before = read(f"/proc/{pid}/mountinfo")
+    for number in range(3):  # one whose pty has ended must not be in the way of the next
+        words = box.words("exec", "--tty", box.id, "/bin/sh", "-c", f"echo said{number}; exit 5")
+        with in_a_terminal(words) as (master, process):
+            assert b"said%d" % number in read_until(master, b"said%d" % number)
+            assert process.wait(5) == 5
+    assert read(f"/proc/{pid}/mountinfo") == before
+
+
+@pytest.mark.parametrize("shape", ["link", "fifo"])
+def test_exec_does_not_look_at_the_console(box: Box, canary: Path, shape: str) -> None:
+    """The container's root can put there what he likes while it runs."""
+    pid = box.up()
+    console = Path(f"/proc/{pid}/root/dev/console")
+    with host_same(canary):
+        console.symlink_to(canary / "console") if shape == "link" else os.mkfifo(console)
+        words = box.words("exec", "--tty", box.id, "/bin/sh", "-c", "exit 5")
+        with in_a_terminal(words) as (_, process):
+            assert process.wait(5) == 5
 
 
 WRONG = {
