@@ -110,6 +110,33 @@ def test_tmpcopyup_does_not_leave_the_image(box: Box, tmp_path: Path) -> None:
     assert "secret" not in done.out
 
 
+def test_tmpcopyup_keeps_file_capabilities(box: Box) -> None:
+    """Which chown(2) clears: a program that had them in the image has them in the copy."""
+    (box.rootfs / "vol/program").write_bytes(b"x")
+    (box.rootfs / "vol/program").chmod(0o4755)
+    net_raw = bytes.fromhex("0100000200200000000000000000000000000000")
+    os.setxattr(box.rootfs / "vol/program", "security.capability", net_raw)
+    box.mount("/vol", "tmpfs", "tmpcopyup", kind="tmpfs")
+    program = f"/proc/{box.up()}/root/vol/program"
+    assert os.getxattr(program, "security.capability") == net_raw
+    assert stat.S_IMODE(os.stat(program).st_mode) == 0o4755
+
+
+def test_tmpcopyup_of_a_bottomless_image(box: Box) -> None:
+    """Its depth is the image's to choose: no recursion without end, no descriptors without end."""
+    place = os.open(box.rootfs / "vol", os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=place)
+        place, above = os.open("d", os.O_RDONLY, dir_fd=place), place
+        os.close(above)
+    os.close(place)
+    box.mount("/vol", "tmpfs", "tmpcopyup", kind="tmpfs")
+    try:
+        assert "nested more than 200 deep" in box.refused()
+    finally:
+        subprocess.run(["rm", "-r", box.rootfs / "vol"], check=True)  # shutil's would not end well
+
+
 def test_tmpcopyup_is_for_a_tmpfs(box: Box) -> None:
     box.mount("/vol", str(box.place), "bind", "tmpcopyup")
     assert "tmpcopyup is for a new tmpfs" in box.refused()
