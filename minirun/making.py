@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 
 
-def read_bundle(bundle: str) -> tuple[str, Spec, bytes]:
+def read_bundle(bundle: str, config: str = CONFIG) -> tuple[str, Spec, bytes]:
     """Read and check a bundle; return its absolute path, the specification and its text."""
     path = os.path.realpath(bundle)
     if not os.path.isdir(path):
         raise MinirunError(f"bundle {path} is not a directory")
     try:
-        text = jsontext.read_bytes(os.path.join(path, CONFIG), CONFIG)
+        text = jsontext.read_bytes(os.path.join(path, config), config)
     except FileNotFoundError:
         raise MinirunError(
-            f"JSON specification file {CONFIG} not found in {path}",
+            f"JSON specification file {config} not found in {path}",
             fix="minirun spec writes one; minirun run --rootfs NAME needs none",
         ) from None
-    return path, Spec.decode(jsontext.loads(text, CONFIG)), text
+    return path, Spec.decode(jsontext.loads(text, config)), text
 
 
 def prepare(cid: str, launch: Launch) -> tuple[Setup, bytes]:
     """Make the set-up record of a bundle: what create follows and the plan prints."""
-    bundle, spec, text = read_bundle(launch.bundle)
+    bundle, spec, text = read_bundle(launch.bundle, launch.config)
     notes = validate(spec)
     if spec.process is None:
         raise ConfigError("process", "is required")

@@ -85,6 +85,7 @@ _CONSOLE = (
     Option("pid-file", TEXT, "file to write the process's ID to", "FILE"),
 )
 _BUNDLE = Option("bundle b", TEXT, "the bundle's directory (default: the current directory)", "DIR")
+_CONFIG = Option("config f", TEXT, "configuration in the bundle (default: config.json)", "FILE")
 _PRESERVE_FDS = Option(
     "preserve-fds",
     NUMBER,
@@ -129,7 +130,7 @@ _ALL = (
         "create a container",
         _ID_COMMAND,
         f"{_OCI}:create",
-        (_BUNDLE, *_CONSOLE, *_LAUNCH, *ROOTFS),
+        (_BUNDLE, _CONFIG, *_CONSOLE, *_LAUNCH, *ROOTFS),
         details=_RUN_DETAILS,
         most=None,
     ),
@@ -141,6 +142,7 @@ _ALL = (
         f"{_OCI}:run",
         (
             _BUNDLE,
+            _CONFIG,
             _DETACH,
             Option("keep", FLAG, "keep the container after its process has ended"),
             _SUBREAPER,
@@ -401,8 +403,10 @@ def _check_rootfs(verb: Verb, options: Options) -> None:
                     f"flag --{option.names[0]} needs --rootfs",
                     cause="a bundle's config.json says this itself",
                 )
-    elif options.bundle is not None:
-        raise MinirunError("flags --bundle and --rootfs exclude each other")
+        return
+    for name in ("bundle", "config"):
+        if getattr(options, name) is not None:
+            raise MinirunError(f"flags --{name} and --rootfs exclude each other")
 
 
 def _check_count(verb: Verb, options: Options) -> None:

@@ -29,6 +29,7 @@ class Launch:
         self,
         bundle: str = ".",
         *,
+        config: str = "config.json",
         console_socket: str | None = None,
         pid_file: str | None = None,
         pidfd_socket: str | None = None,
@@ -44,6 +45,7 @@ class Launch:
         rootless: bool = False,
     ) -> None:
         self.bundle = bundle
+        self.config = config  # relative to the bundle, as crun has it
         self.console_socket = console_socket
         self.pid_file = pid_file
         self.pidfd_socket = pidfd_socket

@@ -29,6 +29,7 @@ def launch_of(options: Options, bundle: str) -> Launch:
     """Gather the launch flags of `create` and `run`. Raises MinirunError."""
     return Launch(
         bundle,
+        config=options.config or "config.json",
         console_socket=options.console_socket,
         pid_file=options.pid_file,
         pidfd_socket=options.pidfd_socket,

@@ -315,3 +315,19 @@ def test_a_parent_that_dies_takes_no_container_along(box: Box) -> None:
     good(call(["setsid", *words]))
     box.start()
     assert box.state()["status"] == "running"
+
+
+def test_a_configuration_of_another_name(box: Box) -> None:
+    """--config, as crun has it: from the bundle; root.path stays relative to the bundle."""
+    (box.bundle / "made").mkdir()
+    box.process["args"] = ["/bin/echo", "here"]
+    for path in ("made/x.json", str(box.bundle / "made/x.json")):
+        (box.bundle / "made/x.json").write_text(json.dumps(box.config))
+        done = good(call(box.words("run", "--config", path, "-b", str(box.bundle), box.id)))
+        assert done.out == "here\n"
+    good(call(box.words("create", "-f", "made/x.json", "-b", str(box.bundle), box.id)))
+    assert box.state()["bundle"] == str(box.bundle)
+    good(box.delete())
+    done = call(box.words("run", "-f", "made/none.json", "-b", str(box.bundle), box.id))
+    assert done.code == 1 and "made/none.json not found in" in done.err
+    assert box.left() == []

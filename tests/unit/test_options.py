@@ -228,3 +228,12 @@ def test_the_cgroup_manager_is_a_word_for_systemd_cgroup_too(
 def test_an_unknown_cgroup_manager_is_refused() -> None:
     with pytest.raises(UsageError, match="cgroup-manager"):
         parse(["--cgroup-manager", "hand", "create", "web"])
+
+
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_the_configuration_is_where_it_is_said_to_be(verb: str) -> None:
+    for words in (["--config", "x/y.json"], ["-f", "x/y.json"]):
+        assert parse([verb, *words, "web"]).config == "x/y.json"
+    assert parse([verb, "web"]).config is None
+    with pytest.raises(MinirunError, match="--config and --rootfs exclude each other"):
+        parse([verb, "--rootfs", "alpine", "--config", "x", "web"])

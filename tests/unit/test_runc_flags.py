@@ -43,7 +43,12 @@ RUNC = {
         lsm-profile= lsm-mount-context=""",
 }
 # What is ours beyond runc's, apart from the options of --rootfs.
-MORE = {"": {"criu=", "cgroup-manager="}, "run": {"explain"}, "restore": {"pidfd-socket="}}
+MORE = {
+    "": {"criu=", "cgroup-manager="},
+    "create": {"config=", "f="},
+    "run": {"config=", "f=", "explain"},
+    "restore": {"pidfd-socket="},
+}
 # What earlier versions had, and what nobody passes.
 GONE = {"help", "h", "criu"}
 
