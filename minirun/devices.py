@@ -42,8 +42,14 @@ _TYPES = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_I
 
 def listed(setup: Setup) -> list[Device]:
     """All nodes of the container: the defaults, overridden by those of config.json."""
-    nodes = {device.path: device for device in (*DEFAULT, *setup.spec.linux.devices)}
+    own = [_without_slash(device) for device in setup.spec.linux.devices]
+    nodes = {device.path: device for device in (*DEFAULT, *own)}
     return list(nodes.values())
+
+
+def _without_slash(device: Device) -> Device:
+    """Take the path as runc and crun do, for whom /dev/x/ is /dev/x."""
+    return device.replace(path=device.path.rstrip("/")) if device.path.endswith("/") else device
 
 
 def own_dev(setup: Setup) -> bool:
@@ -159,7 +165,7 @@ def _open_parent(rootfd: int, directory: str) -> int:
 
 
 def _bind_node(source: int, parent: int, name: str) -> None:
-    target = inroot.make_file(parent, name, 0o644)
+    target = inroot.make_file(parent, name, 0o644, links=0)
     try:
         m.move_mount(source, target)
     finally:

@@ -21,6 +21,7 @@ from minirun.kernel.path import (
 )
 
 _MAX_FILE = 1 << 20
+_MAX_LINKS = 40  # as many as the kernel follows in a path: path_resolution(7)
 
 
 def open_path(rootfd: int, path: str, flags: int = os.O_PATH, *, links: bool = True) -> int:
@@ -37,17 +38,21 @@ def parts_of(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in ("", ".")]
 
 
-def make_directory(rootfd: int, path: str, mode: int = 0o755) -> int:
+def make_directory(rootfd: int, path: str, mode: int = 0o755, links: int = _MAX_LINKS) -> int:
     """Open the directory `path`, making what is missing with `mode`; return an O_PATH descriptor.
 
-    A link on the way is followed inside the root; one that leads nowhere is refused, not created.
+    A link on the way is followed inside the root, also to where nothing is yet, as images have it
+    of /etc/resolv.conf; at most `links` of those. Raises OSError.
     """
     current = os.dup(rootfd)
     done = ""
     for part in parts_of(path):
-        done = f"{done}/{part}"
+        above, done = done, f"{done}/{part}"
         try:
             found = _descend(rootfd, current, part, done, mode)
+            if found < 0:
+                target = _target(current, part, above, links)
+                found = make_directory(rootfd, target, mode, links - 1)
         finally:
             os.close(current)
         current = found
@@ -55,41 +60,55 @@ def make_directory(rootfd: int, path: str, mode: int = 0o755) -> int:
 
 
 def _descend(rootfd: int, parent: int, part: str, done: str, mode: int) -> int:
+    """Open or make the directory `done`; -1 if it is a link that leads nowhere."""
     directory = os.O_PATH | os.O_DIRECTORY
     for attempt in range(2):
         try:
             # From the root each time: only so do links and `..` on the way stay bounded by it.
             return open_path(rootfd, done, directory)
         except FileNotFoundError:
-            if attempt or part == "..":
+            if part == "..":
                 raise
         try:
-            os.mkdir(part, mode, dir_fd=parent)
+            if not attempt:
+                os.mkdir(part, mode, dir_fd=parent)
         except FileExistsError:
             # A link that leads nowhere, or a racing mkdir: the second look tells.
             continue
-    raise failure(errno.ENOENT, f"mkdirat({parent}, {quote(part)})")
+    return -1
 
 
-def make_file(rootfd: int, path: str, mode: int = 0o644) -> int:
+def _target(parent: int, name: str, above: str, links: int) -> str:
+    """Tell where the link `name` of the directory `above` leads, as a path inside the root."""
+    if links <= 0:
+        raise failure(errno.ELOOP, f"readlinkat({parent}, {quote(name)})")
+    text = os.readlink(name, dir_fd=parent)
+    return text if text.startswith("/") else f"{above}/{text}"
+
+
+def make_file(rootfd: int, path: str, mode: int = 0o644, links: int = _MAX_LINKS) -> int:
     """Open the file `path`, making an empty one (and its directories) where nothing is.
 
-    What exists is opened with O_PATH whatever its type. Never writes, truncates or follows a link
-    that leads nowhere.
+    What exists is opened with O_PATH whatever its type. Never writes or truncates. Links are
+    followed as by `make_directory`. Raises OSError.
     """
     try:
         return open_path(rootfd, path)
     except FileNotFoundError:
         pass
     *directories, name = parts_of(path) or ["."]
-    parent = make_directory(rootfd, "/".join(directories))
+    above = "/".join(directories)
+    parent = make_directory(rootfd, above, links=links)
     try:
         # O_EXCL never follows a link in the last component: open(2).
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
         os.close(os.open(name, flags, mode, dir_fd=parent))
         return open_path(parent, name, links=False)
+    except FileExistsError:
+        target = _target(parent, name, above, links)
     finally:
         os.close(parent)
+    return make_file(rootfd, target, mode, links - 1)
 
 
 def read_file(rootfd: int, path: str, limit: int = _MAX_FILE) -> bytes | None:

@@ -587,7 +587,7 @@ def test_links_on_the_way_stay_inside(box: Box, canary: Path, target: str) -> No
     with host_same(canary):
         box.confined()
     # Where the links lead, inside: there it is taken.
-    (box.rootfs / str(canary).lstrip("/")).mkdir(parents=True)
+    (box.rootfs / str(canary).lstrip("/")).mkdir(parents=True, exist_ok=True)
     if target == "absolute":
         with host_same(canary):
             assert box.sh("cat /etc/resolv.conf") == "mounted"
@@ -837,3 +837,22 @@ def test_read_only_is_the_file_system_too(box: Box) -> None:
     found = box.probe().mounts["/sys"]
     assert "ro" in found.options
     assert "ro" in found.super
+
+
+@pytest.mark.parametrize("target", ["../run/systemd/resolve/stub.conf", "/run/there", "there"])
+def test_mounts_on_links_that_lead_nowhere_yet(box: Box, target: str) -> None:
+    """Images have /etc/resolv.conf as a link to what only a running system makes."""
+    (box.rootfs / "etc/resolv.conf").symlink_to(target)
+    (box.rootfs / "srv").symlink_to(f"{target}-d/deep")
+    (box.place / "file").write_text("mounted")
+    box.mount("/etc/resolv.conf", str(box.place / "file"), "bind")
+    box.mount("/srv/below", "tmpfs", kind="tmpfs")
+    outside = ("/run/there", "/run/there-d", "/there-d")
+    assert box.sh("cat /etc/resolv.conf; [ -d /srv/below ] && echo ' too'") == "mounted too"
+    assert (box.rootfs / "etc/resolv.conf").is_symlink()
+    assert not any(os.path.lexists(path) for path in outside)
+
+
+def test_a_device_with_a_slash_too_many(box: Box) -> None:
+    box.linux["devices"] = [{"path": "/dev/odd/", "type": "c", "major": 1, "minor": 3}]
+    assert box.sh("stat -c %F /dev/odd") == "character special file"
