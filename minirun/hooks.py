@@ -175,7 +175,8 @@ def run_poststop(setup: Setup) -> None:
         try:
             run_one(f"poststop hook #{number} ({hook.path})", hook, state, cwd)
         except MinirunError as error:
-            log.warning(error.message)
+            # spec: runtime.md, "Lifecycle", "the runtime MUST log a warning"; runc does so too.
+            log.warning(error.message, always=True)
 
 
 def _names(kind: str) -> Any:

@@ -69,9 +69,10 @@ def warning(message: str, *, always: bool = False) -> None:
     """Log something that is wrong but stops nothing.
 
     On stderr it is shown to people only, unless `always`: engines give it to the container's log.
+    So it is with a log in JSON, of which engines read the errors.
     """
     if _Sink.fd != STDERR:
-        if not _Sink.json:
+        if always or not _Sink.json:
             _record("warning", message)
     elif always or os.isatty(STDERR):
         _say(f"warning: {message}")

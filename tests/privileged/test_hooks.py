@@ -267,12 +267,18 @@ def test_poststart_that_fails_ends_the_container(box: Box) -> None:
 
 
 def test_poststop_that_fails_hinders_nothing(box: Box) -> None:
+    """runtime.md, "Lifecycle": the runtime MUST log a warning, wherever its log goes."""
     box.hook("poststop", "exit 3")
     told = tell(box, "poststop", "echo here")
     box.process["args"] = ["/bin/true"]
-    good(box.run())
+    done = good(box.run())
+    assert "poststop hook #0" in done.err
     assert read(told) == "here\n"
     assert box.left() == []
+    log = box.place / "log"
+    good(box.call("--log", str(log), "--log-format", "json", "run", "-b", str(box.bundle), box.id))
+    [entry] = [json.loads(line) for line in read(log).splitlines()]
+    assert entry["level"] == "warning" and "poststop hook #0" in entry["msg"]
 
 
 @pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer"])
