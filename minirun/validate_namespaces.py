@@ -175,6 +175,8 @@ def sysctl(spec: Spec, _notes: Notes) -> None:
         kind = sysctl_namespace(key)
         refuse_unless(kind, where, "is not in a namespace of the container")
         needs_private(spec, kind, where)
+        contrary = kind == "uts" and spec.domainname not in (None, value)
+        refuse_unless(not contrary, where, "contradicts domainname")
         refuse_unless("\n" not in value, where, "the value must be one line")
         refuse_unless(len(value) <= SYSCTL_VALUE_MAX, where, "the value is too long")
 

@@ -449,3 +449,12 @@ def test_any_value_in_any_field(path: tuple[Any, ...], value: Any) -> None:
         check(config)
     except ConfigError as error:
         assert str(error).startswith("invalid config: ")
+
+
+def test_the_domain_name_has_one_value() -> None:
+    config = changed("linux.sysctl", {"kernel.domainname": "a"})
+    config["domainname"] = "b"
+    with pytest.raises(ConfigError, match=r"kernel.domainname: contradicts domainname"):
+        check(config)
+    config["domainname"] = "a"
+    assert check(config) == []
