@@ -64,7 +64,9 @@ def container_id(options: Options) -> str:
     name = str(options.args[0]) if options.args else ""
     if not name:
         raise MinirunError("container id cannot be empty")
-    allowed = name.isascii() and all(char.isalnum() or char in "_+-." for char in name)
-    if not allowed or len(name) > 255 or name[0] in ".-":
+    for char in name:
+        if not (char.isascii() and (char.isalnum() or char in "_+-.")):
+            raise MinirunError(f"invalid container ID format: invalid character {char!a}")
+    if len(name) > 255 or name[0] in ".-":
         raise MinirunError("invalid container ID format")
     return name
