@@ -31,6 +31,7 @@ _OBJECT = "/org/freedesktop/systemd1"
 _MANAGER = f"{NAME}.Manager"
 SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 SYSTEM_PRIVATE = "/run/systemd/private"
+_JOB_REMOVED = 4  # what the signal tells: number, path, unit, result
 _RULE = f"type='signal',sender='{NAME}',path='{_OBJECT}',interface='{_MANAGER}',member='JobRemoved'"
 
 # Error names: systemd's are stable, its texts are not.
@@ -166,7 +167,10 @@ class Scope:
             self._connection = connect(user=self.user)
         get = "org.freedesktop.DBus.Properties.Get"
         answer = self._connection.call(NAME, _OBJECT, get, "ss", _MANAGER, "Version")
-        text = str(answer[0][1]).removeprefix("v")
+        try:
+            text = str(answer[0][1]).removeprefix("v")
+        except (IndexError, TypeError):
+            raise dbus.Malformed("an answer to Get without a value") from None
         digits = text[: next((n for n, char in enumerate(text) if not char.isdigit()), len(text))]
         return int(digits or 0)
 
@@ -177,9 +181,15 @@ class Scope:
         if self._connection is None:
             self._connection = connect(user=self.user)
         _listen(self._connection)
-        (job,) = self._call(method, signature, *values)
+        answer = self._call(method, signature, *values)
+        if len(answer) != 1:
+            raise dbus.Malformed(f"an answer to {method} without a job")
         ended = self._connection.signal(
-            lambda message: message.member == "JobRemoved" and message.body[1] == job,
+            lambda message: (
+                message.member == "JobRemoved"
+                and len(message.body) == _JOB_REMOVED
+                and message.body[1] == answer[0]
+            ),
             f"the job of {self.unit.name}",
         )
         result = str(ended.body[3])

@@ -16,6 +16,7 @@ from minirun.cgroups import gvariant, properties, systemd
 from minirun.cgroups.properties import INFINITY, of_annotations, of_devices, of_writes
 from minirun.cgroups.resources import writes
 from minirun.cgroups.unitname import expand, unit_of
+from minirun.dbus import Malformed
 from minirun.errors import ConfigError, MinirunError, StateError, Unsupported
 from minirun.spec import Resources
 
@@ -325,6 +326,39 @@ def test_a_refusal_is_told(manager: tuple[Manager, Any]) -> None:
         one.start(77)
     one.close()
     assert "AccessDenied" in caught.value.cause
+
+
+ODD: dict[str, tuple[str, list[Any]]] = {
+    "nothing": ("", []),
+    "a number": ("u", [1]),
+    "two": ("ss", ["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_manager_that_answers_oddly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    signature, body = ODD[kind]
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path}/bus")
+    with peer(tmp_path / "bus", lambda call: [reply(call, signature, *body)]):
+        one = scope()
+        with pytest.raises(Malformed):
+            one.version()
+        if kind != "a number":
+            with pytest.raises(Malformed):
+                one.start(77)
+        one.close()
+
+
+def test_a_job_whose_end_is_told_oddly(manager: tuple[Manager, Any]) -> None:
+    fake, _ = manager
+    usual = fake.answer
+    short = signal_of("JobRemoved", "u", 1)
+    fake.answer = lambda call: [short, *usual(call)]  # type: ignore[method-assign]
+    one = scope()
+    one.start(77)
+    one.close()
 
 
 def test_a_job_that_fails(manager: tuple[Manager, Any]) -> None:
