@@ -23,6 +23,7 @@ DESCRIPTORS = "descriptors.json"  # what the standard streams were, beside the i
 _LOG_LEVEL = 4  # as runc has it: all that is of use when it has failed
 _CLONE_NEWNET = 0x40000000
 _LINES_SHOWN = 3
+_LOG_END = 1 << 18  # bytes: where the last errors of a log of megabytes are
 
 
 class Images:
@@ -125,8 +126,7 @@ class Images:
         """Give a failure of CRIU's the path of its log, and its last errors as the cause."""
         path = os.path.join(self.work_path or self.image_path, log_file)
         try:
-            with open(path, "rb") as file:
-                lines = file.read().decode("utf-8", "replace").splitlines()
+            lines = _end_of(path).decode("utf-8", "replace").splitlines()
         except OSError:
             return error
         found = [line.partition(") ")[2] or line for line in lines if "Error (" in line]
@@ -134,6 +134,15 @@ class Images:
         told = MinirunError(f"{error.message}, log file: {path}", cause=cause, fix=error.fix)
         told.exit_code = error.exit_code
         return told
+
+
+def _end_of(path: str) -> bytes:
+    """Read the end of a log. Raises OSError; what is no file is neither waited for nor followed."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        return os.pread(fd, _LOG_END, max(0, os.fstat(fd).st_size - _LOG_END))
+    finally:
+        os.close(fd)
 
 
 def _open(path: str) -> int:

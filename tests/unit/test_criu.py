@@ -237,6 +237,21 @@ def test_the_log_tells_the_cause(tmp_path: Path) -> None:
     assert "first" not in error.cause
 
 
+@pytest.mark.parametrize("kind", ["fifo", "link", "directory"])
+def test_a_log_that_is_none(tmp_path: Path, kind: str) -> None:
+    """Of a directory that another has filled: nothing is waited for, nothing of the host told."""
+    log = tmp_path / "dump.log"
+    (tmp_path / "secret").write_text("(00.1) Error (x): secret\n")
+    if kind == "fifo":
+        os.mkfifo(log)
+    elif kind == "link":
+        log.symlink_to("secret")
+    else:
+        log.mkdir()
+    error = Images(str(tmp_path)).explain(MinirunError("criu failed"), "dump.log")
+    assert "secret" not in error.cause
+
+
 def test_images_are_shared_with_a_group_to_read(tmp_path: Path) -> None:
     (tmp_path / "core-1.img").write_text("x")
     (tmp_path / "parent").symlink_to("/etc")
