@@ -19,6 +19,7 @@ import time
 
 from minirun import jsontext
 from minirun.errors import AlreadyExists, DoesNotExist, MinirunError, NotRunning, StateError
+from minirun.privilege import host_root
 from minirun.record import INT64, UINT64, Record, boolean, integer, string, string_map, strings
 
 TYPE_CHECKING = False
@@ -74,6 +75,9 @@ def open_root(root: str, *, make: bool) -> int:
     path = os.path.abspath(root)
     if path == "/":
         raise MinirunError("--root may not be /")
+    if os.geteuid() == 0:
+        for name in {path, os.path.realpath(path)}:
+            _refuse_changeable(name)
     if make:
         os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
         try:
@@ -95,6 +99,29 @@ def open_root(root: str, *, make: bool) -> int:
             fix=f"choose another --root, or remove {path}",
         )
     return fd
+
+
+def _refuse_changeable(path: str) -> None:
+    """Refuse a state root of root's to whose place others could lead elsewhere.
+
+    Not to what is theirs: but a container's root filesystem is root's too, and may hold a forged
+    state.json. Raises MinirunError.
+    """
+    above = path
+    while above != "/":
+        above = os.path.dirname(above)
+        try:
+            status = os.stat(above)
+        except FileNotFoundError:
+            continue  # it is made
+        writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        others = (writable and not status.st_mode & stat.S_ISVTX) or status.st_uid != 0
+        if others and host_root():
+            raise MinirunError(
+                f"state directory {path} is below {above}, which is not root's alone",
+                cause=f"owner {status.st_uid}, mode {status.st_mode & 0o7777:o}",
+                fix="choose another --root",
+            )
 
 
 def now() -> str:

@@ -111,6 +111,39 @@ def test_a_root_that_is_not_ours(box: Box, how: str) -> None:
         shutil.rmtree(box.place / "real" if how == "link" else box.root)
 
 
+@pytest.mark.parametrize("how", ["owner", "mode", "link", "link of links"])
+def test_a_root_to_whose_place_others_can_lead(box: Box, how: str) -> None:
+    """T-ST2: by a link to what is root's and yet not ours, such as a container's files."""
+    box.root.mkdir()
+    forge(box)
+    theirs = box.place / "theirs"
+    theirs.mkdir()
+    real, box.root = box.root, theirs / "state"
+    box.root.symlink_to(real)
+    if how == "owner":
+        os.chown(theirs, 1000, 1000)
+    elif how == "mode":
+        theirs.chmod(0o777)
+    else:
+        os.chown(theirs, 1000, 1000)
+        (box.place / "link").symlink_to(theirs if how == "link" else theirs / "state")
+        box.root = box.place / ("link/state" if how == "link" else "link")
+        if how != "link":
+            (theirs / "state").unlink()
+            (theirs / "state").mkdir()
+    for words in (("delete", box.id), ("delete", "--force", box.id), ("state", box.id), ("list",)):
+        done = box.call(*words)
+        assert done.code != 0
+        assert "not root's alone" in done.err
+    assert "not root's alone" in box.run().err
+    theirs.chmod(0o1777)  # as /tmp is: what is root's there, root alone renames
+    os.chown(theirs, 0, 0)
+    good(box.call("list"))
+    assert not (box.place / "pwned").exists()
+    box.root = real
+    shutil.rmtree(real)
+
+
 def forge(box: Box) -> None:
     place = box.root / box.id
     place.mkdir()
