@@ -236,6 +236,8 @@ def console_of(setup: Setup) -> Any:
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     setup.console = theirs.detach()
     setup.console_size = size_of(0) or size_of(1)
+    # A file or pipe gets the lines as they were written; a terminal in raw mode needs the \r.
+    setup.plain_lines = not os.isatty(1)
     return ours
 
 

@@ -72,7 +72,7 @@ def run_all(
 ) -> None:
     """Run the hooks in order; the first that fails ends it with an error that shows its output."""
     for number, hook in enumerate(hooks):
-        run_one(f"{kind} hook #{number} ({hook.path})", hook, state, cwd, inside)
+        run_one(f"{kind} hook #{number}", hook, state, cwd, inside)
 
 
 def run_one(
@@ -102,7 +102,7 @@ def run_one(
         finally:
             if pidfd >= 0:
                 os.close(pidfd)
-        _judge(name, status, hook, output)
+        _judge(f"{name}: {hook.path}", status, hook, output)
     finally:
         os.close(stdin)
         os.close(output)
@@ -163,8 +163,14 @@ def _judge(name: str, status: int | None, hook: Hook, output: int) -> None:
     said = os.pread(output, _OUTPUT_SHOWN, 0).decode("utf-8", "replace").strip()
     if status is None:
         raise MinirunError(f"error running {name}: no end after {hook.timeout} s")
-    problem = f"signal {-status}" if status < 0 else f"exit status {status}"
+    problem = f"exit status {status}" if status >= 0 else f"signal {-status}: {_meaning(-status)}"
     raise MinirunError(f"error running {name}: {problem}" + (f", output: {said}" if said else ""))
+
+
+def _meaning(number: int) -> str:
+    import _signal  # type: ignore[import-not-found]  # loaded with the interpreter
+
+    return str(_signal.strsignal(number) or "unknown").lower()
 
 
 def run_poststop(setup: Setup) -> None:
@@ -173,7 +179,7 @@ def run_poststop(setup: Setup) -> None:
     cwd = setup.bundle if os.path.isdir(setup.bundle) else "/"
     for number, hook in enumerate(setup.spec.hooks.poststop):
         try:
-            run_one(f"poststop hook #{number} ({hook.path})", hook, state, cwd)
+            run_one(f"poststop hook #{number}", hook, state, cwd)
         except MinirunError as error:
             # spec: runtime.md, "Lifecycle", "the runtime MUST log a warning"; runc does so too.
             log.warning(error.message, always=True)

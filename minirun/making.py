@@ -75,12 +75,13 @@ def check_streams(setup: Setup) -> None:
         raise MinirunError("cannot allocate tty if runc will detach without setting console socket")
     if launch.console_socket is not None and not (launch.detach and setup.process.terminal):
         raise MinirunError("cannot use console socket if runc will not detach or allocate tty")
-    for fd in launch.passed_fds:
+    for index, fd in enumerate(launch.passed_fds):
         try:
             os.fstat(fd)
         except OSError as error:
+            which = f"{index} (of {len(launch.passed_fds)}), descriptor {fd}"
             strerror = (error.strerror or "").lower()
-            raise MinirunError(f"unable to stat preserved-fd {fd}: {strerror}") from None
+            raise MinirunError(f"unable to stat preserved-fd {which}: {strerror}") from None
 
 
 def tell_steps(setup: Setup) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from minirun import channel, child, hooks, namespaces, recipe, syscallfilter
@@ -93,7 +94,10 @@ def _spawn(setup: Setup, run: Callable[[Setup, Channel], NoReturn], birth: int =
     ours, theirs = channel.pair()
     # kernel: born in the cgroup, so that no moment of it counts elsewhere, and no migration (which
     # waits for an RCU grace period) is needed.
-    pid, pidfd = process.clone3(birth, cgroup=setup.group_fd)
+    try:
+        pid, pidfd = process.clone3(birth, cgroup=setup.group_fd)
+    except OSError as error:
+        raise _no_place(setup, error) from error
     if pid == 0:
         run(setup, theirs)
     theirs.close()
@@ -103,6 +107,20 @@ def _spawn(setup: Setup, run: Callable[[Setup, Channel], NoReturn], birth: int =
     else:
         setup.outer_pid = pid
         os.close(pidfd)
+
+
+def _no_place(setup: Setup, error: OSError) -> Exception:
+    """Tell of a cgroup that takes no process, in runc's words; clone3(2), EBUSY."""
+    if setup.group_fd is None or error.errno != errno.EBUSY:
+        return error
+    from minirun.cgroups.hints import hint
+
+    group = setup.exec_group or setup.group
+    return MinirunError(
+        f"error adding pid of {'exec' if setup.exec_group else 'init'} to cgroups: {group.path}: "
+        "device or resource busy",
+        cause=hint("cgroup.procs", error),
+    )
 
 
 def _answer(setup: Setup, answers: dict[str, Any]) -> None:

@@ -30,9 +30,20 @@ def make_cwd(setup: Setup) -> None:
 
 
 @step(details=lambda setup: [setup.process.cwd], shell=lambda s: [f"cd '{s.process.cwd or '/'}'"])
-def enter_cwd(setup: Setup) -> None:
+def enter_closed_cwd(setup: Setup) -> None:
     """Change to the working directory"""
-    os.chdir(setup.process.cwd or "/")
+    try:
+        os.chdir(setup.process.cwd or "/")
+    except PermissionError:
+        return  # for that user alone, as on FUSE or NFS: `enter_cwd` tries again
+    setup.in_cwd = True
+
+
+@step(details=lambda setup: [setup.process.cwd])
+def enter_cwd(setup: Setup) -> None:
+    """Be in the working directory, inside the root"""
+    if not setup.in_cwd:
+        os.chdir(setup.process.cwd or "/")
     verify_cwd()
 
 

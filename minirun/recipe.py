@@ -151,8 +151,9 @@ ENTER = (
     memorypolicy.apply,
     capabilities.set_no_new_privs,
     syscallfilter.load_privileged,  # kernel: without no_new_privs, while CAP_SYS_ADMIN is there
+    program.enter_closed_cwd,  # with all rights: an image's 0700 WORKDIR serves another user
     capabilities.drop,
-    program.enter_cwd,  # as the payload's user, who may or may not be allowed there
+    program.enter_cwd,  # as the payload's user, who may be allowed where root is not
     program.resolve,  # so that create fails, not start, where there is no such program
     payload.prepare,
     syscallfilter.load_notifying,  # of what is ours only messages, and execve, come after it
@@ -201,6 +202,7 @@ EXEC = (
     memorypolicy.apply,
     capabilities.set_no_new_privs,
     syscallfilter.load_privileged,
+    program.enter_closed_cwd,
     capabilities.drop,
     program.enter_cwd,
     program.resolve,

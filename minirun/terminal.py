@@ -21,11 +21,16 @@ if TYPE_CHECKING:
     from minirun.setup import Setup
 
 # include/uapi/asm-generic/ioctls.h
+_TCGETS = 0x5401
+_TCSETS = 0x5402
 _TIOCSCTTY = 0x540E
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441
 _TIOCGPTN = 0x80045430
 _TIOCSWINSZ = 0x5414
+# include/uapi/asm-generic/termbits.h: struct termios begins with c_iflag, c_oflag; NCCS is 19
+_TERMIOS_SIZE = 36
+_ONLCR = 0x4
 
 
 def _wanted(setup: Setup) -> bool:
@@ -72,6 +77,8 @@ def open_pty(setup: Setup) -> None:
     number = int.from_bytes(fcntl.ioctl(master, _TIOCGPTN, b"\0\0\0\0"), "little")
     os.fchown(slave, setup.process.user.uid, -1)
     _set_size(setup, slave)
+    if setup.plain_lines:
+        _keep_newlines(slave)
     if not setup.target_pid:  # of exec it would take the first process's console away
         _place_console(setup, slave)
     send_fd(setup.console, master, f"/dev/pts/{number}".encode())
@@ -100,6 +107,13 @@ def _set_size(setup: Setup, slave: int) -> None:
     if size and all(size):
         raw = b"".join(value.to_bytes(2, "little") for value in (*size, 0, 0))
         fcntl.ioctl(slave, _TIOCSWINSZ, raw)
+
+
+def _keep_newlines(slave: int) -> None:
+    """Have the pty pass a newline on as it is: termios(3), ONLCR."""
+    modes = bytearray(fcntl.ioctl(slave, _TCGETS, bytes(_TERMIOS_SIZE)))
+    modes[4] &= ~_ONLCR
+    fcntl.ioctl(slave, _TCSETS, bytes(modes))
 
 
 def _place_console(setup: Setup, slave: int) -> None:

@@ -343,7 +343,11 @@ def open_subgroup(group: Group, name: str) -> Group:
     try:
         fd = open_inside(group.dirfd, inner, os.O_RDONLY | os.O_DIRECTORY)
     except (OSError, ValueError) as error:
-        raise StateError(f"cannot enter sub cgroup {name!r}: {error}") from error
+        why = (getattr(error, "strerror", None) or str(error)).lower()
+        # The words are runc's, " adding pid … to cgroups", which scripts look for.
+        raise StateError(
+            f"error adding pid of exec to cgroups: sub cgroup {name!r}: {why}"
+        ) from error
     return Group(group.tree, f"{group.path.rstrip('/')}/{inner}".rstrip("/"), fd)
 
 

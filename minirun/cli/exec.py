@@ -111,5 +111,5 @@ def cgroup_of(values: tuple[str, ...]) -> str | None:
             cause="cgroup v2 has one tree for all controllers",
         )
     if ".." in path.split("/"):
-        raise MinirunError(f'--cgroup {path}: must not hold ".."')
-    return path
+        raise MinirunError(f'--cgroup {path}: bad sub cgroup path: must not hold ".."')
+    return path.lstrip("/") or "."  # "/" is the top of the container, whatever init is in

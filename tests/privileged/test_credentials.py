@@ -185,6 +185,16 @@ def test_numbers_are_no_names(box: Box) -> None:
     assert "HOME=/" in report["env"]
 
 
+def test_a_working_directory_that_is_closed_to_the_user(box: Box) -> None:
+    """As in an image whose WORKDIR is root's, mode 0700: runc enters it before it drops rights."""
+    box.process.update(user={"uid": 42, "gid": 42}, cwd="/closed")
+    (box.rootfs / "closed").mkdir(mode=0o700)
+    assert box.probe()["cwd"] == "/closed"
+    os.chown(box.rootfs / "closed", 42, 42)
+    box.up()
+    assert box.exec_probe(flags=["--user", "0", "--cwd", "/closed"])["cwd"] == "/closed"
+
+
 # ---------------------------------------------------------------- the home directory, T-ID8
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,17 @@ def test_exec_in_another_group(box: Box, path: str) -> None:
     if done.code == 0:
         place = report_of(done.out)["cgroup"].splitlines()[-1]
         assert place.startswith(f"0::{str(cgroup_of(pid))[14:]}")
+
+
+@pytest.mark.requires("cgroup2")
+def test_what_is_said_of_other_groups(box: Box) -> None:
+    """runc's words, which scripts look for; "/" is the container's own group."""
+    group = cgroup_of(box.up())
+    assert "bad sub cgroup path" in box.exec("/probe", flags=["--cgroup", "a/../b"]).err
+    missing = box.exec("/probe", flags=["--cgroup", "nowhere"]).err
+    assert re.search(" adding pid .* to cgroups: .*no such file or directory", missing)
+    report = box.exec_probe(flags=["--cgroup", "/"])
+    assert report["cgroup"].splitlines()[-1] == f"0::{str(group)[14:]}"
 
 
 @pytest.mark.requires("cgroup2")

@@ -110,6 +110,11 @@ def test_a_hook_has_its_own_environment_only(box: Box) -> None:
     assert environments(box, env=[]) == dict.fromkeys(ALL, "")
 
 
+def test_a_hook_that_a_signal_ends(box: Box) -> None:
+    inside(box, "kill -SYS $$")
+    assert "startContainer hook #0: /bin/sh: signal 31: bad system call" in box.run().err
+
+
 def test_a_hook_has_the_environment_that_is_given(box: Box) -> None:
     given = environments(box, env=["A=1", "B=2"])
     assert given == dict.fromkeys(ALL, "A=1\0B=2\0")
@@ -219,7 +224,7 @@ def test_a_path_that_is_none(box: Box, kind: str, path: str) -> None:
 @pytest.mark.parametrize("path", ["/nowhere", "/", "/etc/passwd"])
 def test_a_path_that_cannot_be_executed(box: Box, kind: str, path: str) -> None:
     box.config["hooks"] = {kind: [{"path": path}]}
-    assert f"{kind} hook #0 ({path})" in box.refused()
+    assert f"{kind} hook #0: {path}" in box.refused()
 
 
 # ---------------------------------------------------------------- failures: T-HK3
@@ -229,7 +234,7 @@ def test_a_path_that_cannot_be_executed(box: Box, kind: str, path: str) -> None:
 def test_a_hook_that_fails_ends_the_creation(box: Box, kind: str) -> None:
     box.hook(kind, "echo the reason; exit 3")
     message = box.refused()
-    assert f"error running {kind} hook #0 (/bin/sh): exit status 3, output: the reason" in message
+    assert f"error running {kind} hook #0: /bin/sh: exit status 3, output: the reason" in message
 
 
 def test_start_container_that_fails(box: Box) -> None:

@@ -298,6 +298,16 @@ def test_run_in_a_terminal(box: Box) -> None:
         assert process.wait(5) == 7
 
 
+def test_lines_in_a_pipe_end_as_they_were_written(box: Box) -> None:
+    """As with runc: what reads the output, `grep -x` say, sees no terminal's \\r."""
+    box.process.update(terminal=True, args=["/bin/sh", "-c", "echo one; echo two"])
+    assert good(box.run()).out == "one\ntwo\n"
+    box.delete("--force")
+    box.process["terminal"] = False
+    box.up()
+    assert good(box.exec("/bin/echo", "three", flags=["--tty"])).out == "three\n"
+
+
 def test_the_size_follows(box: Box) -> None:
     script = "trap 'stty size' WINCH; stty size; while :; do sleep 0.02; done"
     (box.rootfs / "bin/stty").symlink_to("busybox")

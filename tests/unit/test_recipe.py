@@ -95,6 +95,7 @@ ENTER
     memorypolicy.apply
     capabilities.set_no_new_privs
     syscallfilter.load_privileged
+    program.enter_closed_cwd
     capabilities.drop
     program.enter_cwd
     program.resolve
@@ -137,6 +138,7 @@ EXEC
     memorypolicy.apply
     capabilities.set_no_new_privs
     syscallfilter.load_privileged
+    program.enter_closed_cwd
     capabilities.drop
     program.enter_cwd
     program.resolve
@@ -201,6 +203,7 @@ BEFORE = [
     (CREATE, "capabilities.set_no_new_privs", "capabilities.drop", "prctl(2)"),
     (CREATE, "syscallfilter.load_privileged", "capabilities.drop", "it needs CAP_SYS_ADMIN"),
     (CREATE, "mounts.mask_paths", "capabilities.drop", "mounting needs CAP_SYS_ADMIN"),
+    (CREATE, "program.enter_closed_cwd", "capabilities.drop", "where that user may not go"),
     (CREATE, "capabilities.drop", "program.enter_cwd", "as the payload's user"),
     (CREATE, "capabilities.drop", "hooks.start_container", "config.md: as the payload"),
     (CREATE, "sync.tell_ready", "sync.await_start", "create ends between them"),
