@@ -156,20 +156,27 @@ def _string(value: str) -> str:
     return str(encode_basestring(value.encode("utf-8", "replace").decode("utf-8")))
 
 
-def read(path: str, what: str, dirfd: int | None = None) -> Any:
-    """Read and parse a JSON file; a FIFO, device or directory in its place is refused.
+def read(path: str, what: str, dirfd: int | None = None, *, pipe: bool = False) -> Any:
+    """Read and parse a JSON file; a device, directory or, unless `pipe`, a FIFO is refused.
 
     Raises OSError if it cannot be opened, JSONError if it is not a regular file or not JSON.
     """
-    return loads(read_bytes(path, what, dirfd), what)
+    return loads(read_bytes(path, what, dirfd, pipe=pipe), what)
 
 
-def read_bytes(path: str, what: str, dirfd: int | None = None) -> bytes:
-    """Read a regular file of at most MAX_BYTES (a byte more tells that it is larger)."""
+def read_bytes(path: str, what: str, dirfd: int | None = None, *, pipe: bool = False) -> bytes:
+    """Read a regular file of at most MAX_BYTES (a byte more tells that it is larger).
+
+    With `pipe` a FIFO is read to its end too, as a shell's <(…) makes one; without a writer it is
+    empty.
+    """
     # O_NONBLOCK: opening a FIFO put in the file's place must not hang.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, dir_fd=dirfd)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        mode = os.fstat(fd).st_mode
+        if pipe and stat.S_ISFIFO(mode):
+            os.set_blocking(fd, True)
+        elif not stat.S_ISREG(mode):
             raise JSONError(f"{what}: {path} is not a regular file")
         data = b""
         while chunk := os.read(fd, MAX_BYTES + 1 - len(data)):

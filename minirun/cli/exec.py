@@ -40,7 +40,7 @@ def exec_(options: Options) -> int:
 
 def read_process(path: str) -> Process:
     """Read a process from a JSON file. Raises OSError, JSONError or ConfigError."""
-    return Process.decode(jsontext.read(path, path), "process")
+    return Process.decode(jsontext.read(path, path, pipe=True), "process")
 
 
 def process_of(options: Options, base: Process) -> Process:

@@ -62,7 +62,7 @@ def rdt_of(options: Options) -> IntelRdt | None:
 def read_resources(source: str) -> Resources:
     """Read linux.resources from a file, or from stdin for `-`. Raises ConfigError, JSONError."""
     if source != "-":
-        return Resources.decode(jsontext.read(source, source), "resources")
+        return Resources.decode(jsontext.read(source, source, pipe=True), "resources")
     data = b""
     while chunk := os.read(0, jsontext.MAX_BYTES + 1 - len(data)):
         data += chunk

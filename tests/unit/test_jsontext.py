@@ -118,7 +118,14 @@ def test_reading_a_file(tmp_path: Path) -> None:
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    source, written = os.pipe()
+    os.write(written, b"[7]")
+    os.close(written)
+    assert jsontext.read(f"/dev/fd/{source}", "it", pipe=True) == [7]
+    os.close(source)
     os.mkfifo(tmp_path / "fifo")  # must not hang
+    with pytest.raises(JSONError):
+        jsontext.read(str(tmp_path / "fifo"), "it", pipe=True)
     for path in (tmp_path / "fifo", tmp_path, Path("/dev/null")):
         with pytest.raises(JSONError, match="not a regular file"):
             jsontext.read(str(path), "x")
