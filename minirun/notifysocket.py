@@ -80,14 +80,13 @@ class Proxy:
         return int(self._sock.fileno())
 
     def take(self, pid: int) -> bool:
-        """Read a message and pass a READY on, the first with MAINPID; tell whether it was one."""
+        """Read a message, and pass the first READY on, with MAINPID; tell whether it was that."""
         lines = self._sock.recv(_LARGEST).split(b"\n")
-        if _READY not in lines:
-            return False
+        if self._named or _READY not in lines:
+            return False  # once: the manager has more to do than to hear a container out
         status = [line for line in lines if line.startswith(_STATUS)]
         self._send(b"\n".join([_READY, *status, b""]))
-        if not self._named:
-            self._send(f"MAINPID={pid}\n".encode())
+        self._send(f"MAINPID={pid}\n".encode())
         self._named = True
         return True
 

@@ -154,6 +154,19 @@ def test_a_container_says_no_more_than_that_it_is_ready(box: Box, manager: socke
         assert start.wait(LIMIT) == 0
 
 
+def test_a_container_does_not_keep_the_manager_busy(box: Box, manager: socket.socket) -> None:
+    options = notifying(box, manager, *["READY=1"] * 20)
+    box.write()
+    words = box.words("run", "--bundle", str(box.bundle), box.id)
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, **options) as process:
+        assert [told(manager), told(manager)] == ["READY=1", f"MAINPID={process.pid}"]
+        good(box.call("kill", box.id, "KILL"))
+        assert process.wait(LIMIT) == 137
+    manager.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        manager.recv(4096)
+
+
 def test_the_container_has_a_socket_of_its_own(box: Box, manager: socket.socket) -> None:
     options = notifying(box, manager)
     box.process["args"] = ["/probe"]
