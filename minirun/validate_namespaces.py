@@ -140,7 +140,8 @@ def net_devices(spec: Spec, _notes: Notes) -> None:
             if text is None or (text == "" and where.endswith("name")):
                 continue
             good = text not in (".", "..") and 0 < len(os.fsencode(text)) < IFNAMSIZ
-            good = good and not any(char in "/:" or char.isspace() for char in text)
+            # kernel: a name with % is a pattern, and the device would get another one.
+            good = good and not any(char in "/:%" or char.isspace() for char in text)
             at = where.replace("*", name)[:100]
             refuse_unless(good, at, f"is not the name of a network device: {text[:80]!r}")
     inside = [device.name or name for name, device in devices.items()]

@@ -98,6 +98,15 @@ def test_a_name_that_the_container_has(box: Box, device: str) -> None:
     assert look(device) == before
 
 
+@pytest.mark.parametrize("name", ["eth%d", "../x", "a/b", "a:b", "a b", "x" * 16, ".."])
+def test_a_name_that_no_device_can_have(box: Box, device: str, name: str) -> None:
+    """A pattern would become another name, under which the device was not found again."""
+    before = look(device)
+    box.linux["netDevices"] = {device: {"name": name}}
+    assert "is not the name of a network device" in box.refused()
+    assert look(device) == before
+
+
 @pytest.mark.parametrize("up", [True, False])
 def test_it_comes_back_when_the_creation_fails(box: Box, device: str, up: bool) -> None:
     """With its name, addresses and labels: the namespace's end would have removed it."""
