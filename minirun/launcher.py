@@ -253,10 +253,12 @@ def scrub_environment() -> None:
 
 def code_paths() -> list[str]:
     """List the files and directories that this program's code comes from."""
+    compiled = precompiled.path()
     return [
         sys.executable,
         os.path.dirname(os.__file__),
         os.path.dirname(os.path.abspath(__file__)),
+        *[path for path in (os.path.dirname(compiled), compiled) if os.path.exists(path)],
         os.path.abspath(sys.argv[0]) if sys.argv[0] not in ("", "-c") else "/",
     ]
 

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -288,13 +289,20 @@ def test_nothing_is_written_beside_the_code(box: Box, umask: str) -> None:
         every_verb(box)
 
 
-@pytest.mark.parametrize("target", ["code", "code/minirun"])
+COMPILED = f"code/minirun/__pycache__/minirun.{sys.implementation.cache_tag}.code"
+PLACES = ("code", "code/minirun", "code/minirun/__pycache__", COMPILED)
+
+
+@pytest.mark.parametrize("target", PLACES)
 @pytest.mark.parametrize("how", ["mode", "owner"])
 def test_code_that_others_can_change(box: Box, target: str, how: str) -> None:
     """P-13."""
     code = box.place / "code"
     shutil.copytree(CHECKOUT / "minirun", code / "minirun", ignore=shutil.ignore_patterns("__py*"))
     box.command = development(str(code))
+    if "__pycache__" in target:
+        precompile = [sys.executable, "-B", "-m", "minirun.precompile"]
+        subprocess.run(precompile, cwd=code, check=True, timeout=60)
     good(box.call("list"))
     if how == "mode":
         path = box.place / target
