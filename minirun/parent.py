@@ -58,6 +58,21 @@ def create(setup: Setup, meanwhile: Callable[[], None] | None = None) -> None:
         raise
 
 
+def await_trampoline(setup: Setup) -> None:
+    """Wait until the container's process has become what waits for start.
+
+    Until then it is the host's interpreter, at which an exec that does not wait could look.
+    """
+    profile = setup.spec.linux.seccomp
+    if setup.spec.hooks.start_container or (profile is not None and profile.notifies):
+        return  # a sealed copy, until the hooks have run; an agent that may let execve wait
+    assert setup.channel is not None
+    try:
+        setup.channel.receive()
+    except ChannelClosed:
+        pass  # by execve; or it has ended, which `start` tells
+
+
 def join(setup: Setup) -> None:
     """Bring a process of exec to the point where it waits for the word to go on."""
     target, setup.target_pidfd = setup.pidfd, setup.pidfd

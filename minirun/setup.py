@@ -153,8 +153,13 @@ class Setup:
         ]
 
     def waiting_descriptors(self) -> list[int]:
-        """Those that it still needs while it waits for `start`."""
+        """Those that it still needs while it waits for `start`.
+
+        The channel's end tells the parent, by ending, that it is the interpreter no more.
+        """
+        assert self.channel is not None
         return [
+            self.channel.writer,
             0,
             1,
             2,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from runtime import CHECKOUT, call, capabilities, good, host_same, read, until
+from runtime import CHECKOUT, call, capabilities, good, host_same, read, traced, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -127,6 +127,17 @@ def test_what_waits_for_start_holds_nothing_of_the_host(box: Box) -> None:
     assert "rootfs" not in str(open_of(pid))
     assert os.readlink(f"/proc/{pid}/exe").startswith("/memfd:")
     assert "SECRET" not in read(f"/proc/{pid}/environ")
+
+
+@pytest.mark.requires("strace")
+def test_a_created_container_is_no_interpreter_any_more(box: Box) -> None:
+    """However late it becomes what waits: an exec after create could get hold of the host's."""
+    box.write()
+    words = box.words("create", "--bundle", str(box.bundle), box.id)
+    slow = ("trace=execveat", "inject=execveat:delay_enter=500000")
+    with open(os.devnull, "w") as null:
+        good(call(traced(words, *slow, apart=True), stdout=null, stderr=null))
+    assert os.readlink(f"/proc/{box.pid}/exe").startswith("/memfd:")
 
 
 def test_what_waits_for_start_is_nobodys_prey(box: Box) -> None:

@@ -141,7 +141,7 @@ def test_created_and_started_later(box: Box, agent: Agent, tmp_path: Path, nnp: 
     notify(box, tmp_path, "mkdir", "mkdirat", nnp=nnp)
     box.process["args"] = ["/bin/mkdir", "/tmp/a"]
     box.create()
-    (message,) = agent.messages
+    (message,) = until(lambda: agent.messages)  # which the agent reads in its own time
     assert message["pid"] == box.pid
     assert "metadata" not in message
     assert not agent.asked
