@@ -3,6 +3,7 @@
 #
 # A step is a function of the target format ($1) and of what it works on. Formats:
 #   vm   kernel, initrd and an ext4 disk without a partition table: scripts/vm boots them directly
+#   box  a disk that boots by its BIOS, with the user and the key that Vagrant expects (lib/box.sh)
 # Nothing here mounts anything or takes a loop device: mkfs.ext4 -d fills the file system from a directory.
 
 image_suite=bookworm
@@ -25,6 +26,7 @@ image_packages() {
     )
     case $1 in
         vm) printf '%s\n' "${common[@]}" ;;
+        box) printf '%s\n' "${common[@]}" "${box_packages[@]}" ;;
         *) return 64 ;;
     esac
 }
@@ -56,7 +58,7 @@ SETUP
 
 # root by key; an ordinary user with subordinate ids, whose own systemd starts when a test asks for it.
 image_users() {
-    local _format=$1 root=$2 public_key=$3
+    local format=$1 root=$2 public_key=$3
     chroot "$root" useradd --create-home --uid 1000 --shell /bin/bash tester
     grep -q '^tester:' "$root/etc/subuid" || echo tester:100000:65536 >>"$root/etc/subuid"
     grep -q '^tester:' "$root/etc/subgid" || echo tester:100000:65536 >>"$root/etc/subgid"
@@ -73,6 +75,7 @@ MaxStartups 100
 SetEnv LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 SSHD
     rm -f "$root"/etc/ssh/ssh_host_{rsa,ecdsa}_key{,.pub}
+    [ "$format" != box ] || box_user "$root" "$public_key"
 }
 
 # Emulated, every unit costs: what nobody asks for is masked.
@@ -97,16 +100,25 @@ image_network() {
     local format=$1 root=$2
     case $format in
         vm) printf '[Match]\nName=en* eth*\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n' ;;
+        box) box_network ;;
     esac >"$root/etc/systemd/network/80-image.network"
     echo minirun-vm >"$root/etc/hostname"
     printf '127.0.0.1 localhost\n127.0.1.1 minirun-vm\n::1 localhost\n' >"$root/etc/hosts"
-    echo 'nameserver 10.0.2.3' >"$root/etc/resolv.conf"
+    if [ "$format" = box ]; then
+        ln -sfn ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
+    else
+        echo 'nameserver 10.0.2.3' >"$root/etc/resolv.conf"
+    fi
 }
 
 # An empty machine-id would mean "first boot" at every boot: presets, then ten seconds of units.
 image_identity() {
-    local _format=$1 root=$2
+    local format=$1 root=$2
     tr -d - </proc/sys/kernel/random/uuid >"$root/etc/machine-id"
+    if [ "$format" = box ]; then
+        echo 'LABEL=root / ext4 defaults,noatime 0 0' >"$root/etc/fstab"
+        return
+    fi
     install -d "$root/mnt/spare"
     cat >"$root/etc/fstab" <<'FSTAB'
 /dev/vda / ext4 defaults,noatime 0 0
@@ -120,6 +132,10 @@ image_disk() {
     local format=$1 root=$2 out=$3
     rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/var/log/*.log
     chroot "$root" dpkg-query --show >"$out/packages"
+    if [ "$format" = box ]; then
+        box_disk "$root" "$out"
+        return
+    fi
     sed 's/^/minirun-vm /' "$root/etc/ssh/ssh_host_ed25519_key.pub" >"$out/known_hosts"
     cp "$root"/boot/vmlinuz-* "$out/vmlinuz"
     cp "$root"/boot/initrd.img-* "$out/initrd"

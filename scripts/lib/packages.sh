@@ -17,6 +17,32 @@ runtime_packages=(
     '/usr/lib/*/libseccomp.so.2:libseccomp2'
     /bin/busybox:busybox-static
 )
+# What building the image for Vagrant takes (scripts/vagrant-box).
+box_build_packages=(
+    mmdebstrap:mmdebstrap
+    /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
+    mkfs.ext4:e2fsprogs
+    sfdisk:fdisk
+    grub-mkimage:grub-common
+    /usr/lib/grub/i386-pc/boot.img:grub-pc-bin
+    qemu-img:qemu-utils
+    ssh-keygen:openssh-client
+)
+# What a machine of Vagrant's takes with libvirt and QEMU (scripts/vagrant-test).
+vagrant_packages=(
+    vagrant:vagrant
+    '/usr/share/rubygems-integration/*/specifications/vagrant-libvirt-*.gemspec:vagrant-libvirt'
+    libvirtd:libvirt-daemon
+    '/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so:libvirt-daemon-driver-qemu'
+    /etc/libvirt/libvirtd.conf:libvirt-daemon-system
+    virsh:libvirt-clients
+    qemu-system-x86_64:qemu-system-x86
+    dnsmasq:dnsmasq-base
+    iptables:iptables
+    ip:iproute2
+    rsync:rsync
+    ssh:openssh-client
+)
 
 # missing_packages FILE:PACKAGE...: the packages of those files (commands, if without a slash) that are not there.
 missing_packages() {
