@@ -134,6 +134,7 @@ def test_flags_that_are_named_exist() -> None:
     # Of minirun's other verbs and scripts, and of other programs.
     known |= {"--json", "--shell", "--name", "--uninstall", "--prefix", "--runtime", "--help"}
     known |= {"--scope", "--property", "--default", "--cgroups", "--runc-binary", "--dry-run"}
+    known.add("--install")
     known |= {name for option in [*virt.params, *compare.params] for name in option.opts}
     known |= {"--yes", "--source", "--target", "--uts", "--nodename"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
