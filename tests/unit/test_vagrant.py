@@ -102,7 +102,7 @@ def test_emulation_is_waited_for_longer() -> None:
 
 def test_the_accelerator_is_chosen_by_the_cpu() -> None:
     flags = set(Path("/proc/cpuinfo").read_text().split())
-    usable = bool(flags & {"vmx", "svm"}) and os.access("/dev/kvm", os.W_OK)
+    usable = bool(flags & {"vmx", "svm"}) and Path("/dev/kvm").exists()
     assert ("libvirt.driver" in settings()) == (not usable)
 
 
