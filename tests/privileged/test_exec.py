@@ -349,3 +349,36 @@ def test_exec_of_what_the_container_has_put_there(box: Box) -> None:
     box.up()
     done = box.exec("sh", "-c", "echo host")
     assert (done.code, done.out) == (255, "")
+
+
+# ---------------------------------------------------------------- devices: T-DV1
+
+NODES = """
+for node in 'b 8 0' 'c 1 1' 'c 1 2' 'c 1 4' 'c 1 11' 'c 10 229' 'c 10 237' 'c 10 200' 'c 5 3'; do
+    mknod /vol/node $node || { echo no node $node; continue; }
+    (exec 3<>/vol/node) 2>&1 | grep -q 'not permitted' || echo opened $node
+    (exec 3</vol/node) 2>&1 | grep -q 'not permitted' || echo read $node
+    rm /vol/node
+done
+mknod /vol/zero c 1 5 && head -c 3 /vol/zero | wc -c
+rm /vol/zero
+"""
+MKNOD = {"allow": True, "access": "m"}
+
+
+@pytest.mark.requires("cgroup2")
+def test_devices_are_denied_to_all_that_is_in_the_container(box: Box) -> None:
+    """Whatever node root makes there: in the first process, in exec, after a pause."""
+    caps = capabilities("CAP_MKNOD", "CAP_DAC_OVERRIDE")
+    box.process.update(capabilities=caps, args=["/bin/sh", "-c", f"{NODES} exec sleep 60"])
+    box.linux["resources"] = {"devices": [{"allow": False, "access": "rwm"}, MKNOD]}
+    out = box.place / "out"
+    with open(out, "w") as file:
+        box.create(stdout=file)
+    box.start()
+    until(lambda: read(out).endswith("\n"))
+    assert read(out).split() == ["3"]
+    assert good(box.exec("/bin/sh", "-c", NODES)).out.split() == ["3"]
+    good(box.call("pause", box.id))
+    good(box.call("resume", box.id))
+    assert good(box.exec("/bin/sh", "-c", NODES)).out.split() == ["3"]

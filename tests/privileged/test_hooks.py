@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runtime import PATH, alive, good, read, until
+from runtime import PATH, alive, call, good, read, traced, until
 
 if TYPE_CHECKING:
     from runtime import Box
@@ -95,6 +95,21 @@ def environments(box: Box, **fields: Any) -> dict[str, str]:
     }
     box.probe(env={**os.environ, "SECRET": "caller", "MINIRUN_SECRET": "caller"})
     return {kind: read(path) for kind, path in told.items()}
+
+
+@pytest.mark.requires("strace")
+@pytest.mark.parametrize("direct", [True, False])
+def test_no_hook_runs_before_the_container_is_recorded(box: Box, direct: bool) -> None:
+    """The mounts are made while the parent limits and records; what runs waits for it."""
+    if not direct:
+        box.namespace("time")  # another process makes the namespaces then
+    seen = box.place / "seen"
+    box.hook("createContainer", f"cat {box.root}/{box.id}/state.json > {seen}; exit 3")
+    box.write()
+    words = box.words("run", "--bundle", str(box.bundle), box.id)
+    done = call(traced(words, "trace=renameat", "inject=renameat:delay_enter=400000"))
+    assert "exit status 3" in done.err
+    assert json.loads(read(seen))["pid"] > 0
 
 
 def test_a_hook_has_its_own_environment_only(box: Box) -> None:
