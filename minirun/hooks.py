@@ -139,7 +139,11 @@ def _wait(pid: int, pidfd: int, timeout: int | None) -> int | None:
     late = bool(timeout) and not _ends_within(pid, pidfd, min((timeout or 0) * 1000, _LONGEST))
     if late:
         # Not reaped yet, so the group's number cannot be another's.
-        os.killpg(pid, _SIGKILL)
+        try:
+            os.killpg(pid, _SIGKILL)
+        except ProcessLookupError:
+            pass  # it has gone to another group, as the last of its own
+        os.kill(pid, _SIGKILL)
     _, status = os.waitpid(pid, 0)
     return None if late else os.waitstatus_to_exitcode(status)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -334,6 +335,18 @@ def test_a_hook_that_takes_too_long(box: Box) -> None:
     assert "no end after 1 s" in box.refused()
     assert time.monotonic() - began < 10
     until(lambda: not alive(int(read(box.place / "child"))))
+
+
+def test_a_hook_that_has_left_its_group(box: Box) -> None:
+    """For its parent's: setpgid(2). It ends all the same, and the reason is told."""
+    leave = "import os, time; os.setpgid(0, os.getpgid(os.getppid())); print(flush=True)"
+    code = (
+        f"{leave}; open({str(box.place / 'child')!r}, 'w').write(str(os.getpid())); time.sleep(61)"
+    )
+    box.hook("createRuntime", f'exec {sys.executable} -ISc "$1"', timeout=1)
+    box.config["hooks"]["createRuntime"][0]["args"] += ["sh", code]
+    assert "no end after 1 s" in box.refused()
+    assert not alive(int(read(box.place / "child")))
 
 
 @pytest.mark.parametrize("timeout", [0, -1])
