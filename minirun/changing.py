@@ -103,13 +103,11 @@ def _change(
 def ps(root: str, cid: str) -> list[int]:
     """See `container.ps`."""
     with state.load(root, cid) as container:
-        if not container.alive():
-            raise NotRunning("container not running")
         group = group_of(container)
         if group is not None:
             with group:
                 return sorted(group.procs())
-        return _by_namespace(container)
+        return _by_namespace(container) if container.alive() else []
 
 
 def _by_namespace(container: Container) -> list[int]:

@@ -206,6 +206,23 @@ ALLOWED = (
         _propagates,
     ),
     Allowed(
+        MOUNT,
+        "a root without rootfsPropagation follows nobody; in runc the host's mounts appear in it",
+        part(2, when=lambda theirs, ours: theirs[2] == ["master"] and ours[2] == []),
+    ),
+    Allowed(
+        r"(exec\.)?dev\./dev/core",
+        "runc adds a link to /proc/kcore, which the specification's list does not have",
+        lambda _trial, name, _theirs, ours: name not in ours,
+    ),
+    Allowed(
+        r"(exec\.)?limits\.Max open files",
+        "runc 1.1 leaves the soft limit raised as the runtime of its language raised it",
+        lambda trial, _name, _theirs, _ours: not any(
+            one["type"] == "RLIMIT_NOFILE" for one in trial.config["process"].get("rlimits", [])
+        ),
+    ),
+    Allowed(
         "left",
         "with rootfsPropagation `slave` or `shared` runc 1.1 lets the container's mounts reach the "
         "host's; minirun leaves nothing",

@@ -240,6 +240,9 @@ def test_list(box: Box) -> None:
 def test_ps_tells_the_hosts_numbers(box: Box) -> None:
     pid = box.up()
     assert json.loads(good(box.call("ps", "--format", "json", box.id)).out) == [pid]
+    good(box.call("kill", box.id, "KILL"))
+    until(lambda: box.state()["status"] == "stopped")
+    assert json.loads(good(box.call("ps", "--format", "json", box.id)).out) == []
 
 
 @pytest.mark.requires("cgroup2")
