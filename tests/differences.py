@@ -218,8 +218,10 @@ ALLOWED = (
     Allowed(
         r"(exec\.)?limits\.Max open files",
         "runc 1.1 leaves the soft limit raised as the runtime of its language raised it",
-        lambda trial, _name, _theirs, _ours: not any(
-            one["type"] == "RLIMIT_NOFILE" for one in trial.config["process"].get("rlimits", [])
+        lambda trial, _name, _theirs, _ours: (
+            not any(
+                one["type"] == "RLIMIT_NOFILE" for one in trial.config["process"].get("rlimits", [])
+            )
         ),
     ),
     Allowed(
