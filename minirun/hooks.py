@@ -136,16 +136,26 @@ def _become(hook: Hook, stdin: int, output: int, cwd: str | None, inside: Inside
 
 def _wait(pid: int, pidfd: int, timeout: int | None) -> int | None:
     """Wait for the hook; None if its time ended and it was killed with its group."""
-    late = bool(timeout) and not _ends_within(pid, pidfd, min((timeout or 0) * 1000, _LONGEST))
-    if late:
-        # Not reaped yet, so the group's number cannot be another's.
-        try:
-            os.killpg(pid, _SIGKILL)
-        except ProcessLookupError:
-            pass  # it has gone to another group, as the last of its own
-        os.kill(pid, _SIGKILL)
-    _, status = os.waitpid(pid, 0)
-    return None if late else os.waitstatus_to_exitcode(status)
+    try:
+        late = bool(timeout) and not _ends_within(pid, pidfd, min((timeout or 0) * 1000, _LONGEST))
+        if not late:
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except BaseException:  # we are told to end
+        _kill(pid)
+        raise
+    _kill(pid)
+    return None
+
+
+def _kill(pid: int) -> None:
+    """Kill a hook with its process group, and reap it."""
+    # Not reaped yet, so the group's number cannot be another's.
+    try:
+        os.killpg(pid, _SIGKILL)
+    except ProcessLookupError:
+        pass  # it has gone to another group, as the last of its own
+    os.kill(pid, _SIGKILL)
+    os.waitpid(pid, 0)
 
 
 def _ends_within(pid: int, pidfd: int, milliseconds: int) -> bool:

@@ -26,10 +26,20 @@ _ALONE = ("events", "kill", "pause", "resume", "state", "update")
 INTERRUPTED = 128 + 2
 
 
+class Ended(KeyboardInterrupt):
+    """A signal asks us to end: as Ctrl-C does, so that what was begun is undone."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def main(argv: Sequence[str]) -> int:
     """Run a command line (without the program's name); return the exit status."""
     try:
         return _main(argv)
+    except Ended as signal:
+        return 128 + signal.number
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -54,12 +64,19 @@ def _main(argv: Sequence[str]) -> int:
     import _signal  # type: ignore[import-not-found]  # `signal` costs 15 ms of enums
 
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+    for number in (_signal.SIGTERM, _signal.SIGHUP):
+        if _signal.getsignal(number) == _signal.SIG_DFL:  # else nohup(1) has us ignore it
+            _signal.signal(number, _end)
     if options.verb in HUMAN:
         return _human(options, [options.verb, *options.args])
     # What minirun makes is root's alone unless it says otherwise; the log keeps the caller's umask.
     os.umask(0o077)
     handler = _handler(options.verb)
     return _traced(handler, options) if log.debugging() else handler(options)
+
+
+def _end(number: int, _frame: object) -> None:
+    raise Ended(number)
 
 
 def _traced(handler: Handler, options: Options) -> int:

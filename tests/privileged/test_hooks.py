@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -300,6 +302,22 @@ def test_poststop_that_fails_hinders_nothing(box: Box) -> None:
     good(box.call("--log", str(log), "--log-format", "json", "run", "-b", str(box.bundle), box.id))
     [entry] = [json.loads(line) for line in read(log).splitlines()]
     assert entry["level"] == "warning" and "poststop hook #0" in entry["msg"]
+
+
+@pytest.mark.parametrize("name", ["TERM", "HUP", "INT"])
+def test_a_runtime_that_is_told_to_end_undoes_what_it_made(box: Box, name: str) -> None:
+    box.hook("createRuntime", f"echo $$ > {box.place}/there; sleep 60")
+    told = tell(box, "poststop", "echo undone")
+    box.write()
+    words = box.words("run", "--bundle", str(box.bundle), box.id)
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        until(lambda: (box.place / "there").exists() and read(box.place / "there").endswith("\n"))
+        number = getattr(signal, f"SIG{name}")
+        running.send_signal(number)
+        assert running.wait(10) == 128 + number
+    assert read(told) == "undone\n"
+    until(lambda: not alive(int(read(box.place / "there"))))
+    assert box.left() == []
 
 
 @pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer"])
