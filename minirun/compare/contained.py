@@ -6,9 +6,9 @@ import os
 import time
 
 from minirun import jsontext
-from minirun.compare.child import Child, Silent
+from minirun.compare.child import Child
 from minirun.compare.guest import SHELL
-from minirun.compare.session import Session
+from minirun.compare.session import Session, Talking
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Program:
         return child.status, "\n".join(lines)
 
 
-class Container:
+class Container(Talking):
     """One container that runs a job, in the foreground: `child` is the runtime that waits."""
 
     def __init__(self, program: Program, name: str, job: str, log: str) -> None:
@@ -53,20 +53,6 @@ class Container:
 
     def go(self) -> None:
         """Do nothing: it runs from the start."""
-
-    def listen(self, until: str, seconds: float) -> None:
-        """Read what it says until the mark `until`; raises Silent after so many seconds."""
-        self.session.listen(self.child, until, time.monotonic() + seconds)
-
-    def finish(self, seconds: float) -> bool:
-        """Wait until it ends by itself; tell whether it did."""
-        deadline = time.monotonic() + seconds
-        try:
-            while (line := self.child.line(deadline)) is not None:
-                self.session.take(*line)
-        except Silent:
-            return False
-        return self.child.wait(deadline - time.monotonic())
 
     @property
     def pids(self) -> list[int]:

@@ -8,9 +8,9 @@ import socket
 import time
 
 from minirun import jsontext
-from minirun.compare.child import Child, Silent
+from minirun.compare.child import Child
 from minirun.compare.guest import INIT
-from minirun.compare.session import Session
+from minirun.compare.session import Session, Talking
 from minirun.errors import MinirunError
 
 TYPE_CHECKING = False
@@ -75,7 +75,7 @@ class Plan:
         # fmt: on
 
 
-class Machine:
+class Machine(Talking):
     """One virtual machine. It stands still until `go`; `ready` is then, in monotonic seconds."""
 
     def __init__(self, plan: Plan, initrd: str, log: str) -> None:
@@ -118,20 +118,6 @@ class Machine:
             self.heard += data
         line, _, self.heard = self.heard.partition(b"\n")
         return jsontext.loads(line.decode("utf-8", "replace"))
-
-    def listen(self, until: str, seconds: float) -> None:
-        """Read what it says until the mark `until`; raises Silent after so many seconds."""
-        self.session.listen(self.child, until, time.monotonic() + seconds)
-
-    def finish(self, seconds: float) -> bool:
-        """Wait until it ends by itself; tell whether it did."""
-        deadline = time.monotonic() + seconds
-        try:
-            while (line := self.child.line(deadline)) is not None:
-                self.session.take(*line)
-        except Silent:
-            return False
-        return self.child.wait(deadline - time.monotonic())
 
     @property
     def pids(self) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from minirun.compare.child import Silent
 from minirun.compare.jobs import MARK
 
@@ -67,3 +69,24 @@ class Session:
 
     def _heard(self) -> str:
         return f"; it said: {self.noise[-1][:200]}" if self.noise else ""
+
+
+class Talking:
+    """What is measured, container or machine: a child whose lines are a session's."""
+
+    session: Session
+    child: Child
+
+    def listen(self, until: str, seconds: float) -> None:
+        """Read what it says until the mark `until`; raises Silent after so many seconds."""
+        self.session.listen(self.child, until, time.monotonic() + seconds)
+
+    def finish(self, seconds: float) -> bool:
+        """Wait until it ends by itself; tell whether it did."""
+        deadline = time.monotonic() + seconds
+        try:
+            while (line := self.child.line(deadline)) is not None:
+                self.session.take(*line)
+        except Silent:
+            return False
+        return self.child.wait(deadline - time.monotonic())
