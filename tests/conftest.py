@@ -8,6 +8,7 @@ is a failure. An unknown word is an error everywhere.
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import os
 import shutil
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 sys.path.insert(0, os.path.dirname(__file__))
+
+import dealing
 
 if TYPE_CHECKING:
     from runtime import Box
@@ -309,8 +312,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that undoes the thinning in an emulated machine."""
+    """Add what an emulated machine needs: less of the same, and sharing it with others."""
     parser.addoption("--every-case", action="store_true", help="in the VM too: all parameters")
+    parser.addoption("--deal", metavar="HAND/HANDS", default="1/1", help="one machine's share")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> None:
@@ -319,15 +323,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> No
     All cases run on the host, except those that only a machine of its own can have (`vm`).
     """
     items.sort(key=lambda item: bool(item.get_closest_marker("slow")))
-    if os.environ.get("MINIRUN_MUST_WORK") != "vm" or config.getoption("--every-case"):
-        return
-    seen: dict[str, int] = {}
-    kept: list[Any] = []
-    left: list[Any] = []
+    if os.environ.get("MINIRUN_MUST_WORK") == "vm" and not config.getoption("--every-case"):
+        _keep(config, items, _thinned(items))
+    hand, hands = (int(number) for number in config.getoption("--deal").split("/"))
+    tests = collections.Counter(item.path.stem for item in items)
+    mine = dealing.deal(tests, hands)[hand - 1]
+    _keep(config, items, [item for item in items if item.path.stem in mine])
+
+
+def _thinned(items: list[Any]) -> list[Any]:
+    """The first cases of each test, and all that run nowhere else."""
+    seen: collections.Counter[str] = collections.Counter()
+    kept = []
     for item in items:
         function = item.nodeid.partition("[")[0]
-        seen[function] = seen.get(function, 0) + 1
-        spare = seen[function] > _CASES or item.get_closest_marker("host")
-        (left if spare and not item.get_closest_marker("vm") else kept).append(item)
-    config.hook.pytest_deselected(items=left)
+        seen[function] += 1
+        if seen[function] <= _CASES or item.get_closest_marker("vm"):
+            kept.append(item)
+    return kept
+
+
+def _keep(config: pytest.Config, items: list[Any], kept: list[Any]) -> None:
+    chosen = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = kept

@@ -60,7 +60,9 @@ missing_packages() {
 apt_install() {
     local log=$1
     shift
+    # Another apt may be at work, perhaps a script's of ours.
+    local patient=(-o DPkg::Lock::Timeout=300)
     # An update may fail for some other source of the user's; the installation decides.
-    DEBIAN_FRONTEND=noninteractive apt-get update -q </dev/null >>"$log" 2>&1 || :
-    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "$@" </dev/null >>"$log" 2>&1
+    DEBIAN_FRONTEND=noninteractive apt-get "${patient[@]}" update -q </dev/null >>"$log" 2>&1 || :
+    DEBIAN_FRONTEND=noninteractive apt-get "${patient[@]}" install --yes --no-install-recommends "$@" </dev/null >>"$log" 2>&1
 }

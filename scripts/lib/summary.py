@@ -12,6 +12,7 @@ import xml.etree.ElementTree as xml
 from pathlib import Path
 from typing import NamedTuple
 
+# A part has a file of results for each machine that it ran in: vm.xml, vm-2.xml.
 # Parts that read and have no tests to count.
 READERS = ("check", "vagrant")
 
@@ -37,12 +38,12 @@ def read(path: Path) -> Counts:
 
 def part(results: Path, name: str, status: int) -> tuple[Counts, str]:
     """What a part did. One that went wrong without a failed test counts as one failure."""
-    path = results / f"{name}.xml"
-    if not path.exists():
+    paths = sorted(results.glob(f"{name}.xml")) + sorted(results.glob(f"{name}-*.xml"))
+    if not paths:
         if status:
             return Counts(failed=1), "failed (see above)"
         return Counts(), "nothing to object to" if name in READERS else "no tests selected"
-    counts = read(path)
+    counts = Counts(*(sum(column) for column in zip(*map(read, paths), strict=True)))
     if status and not counts.failed:
         counts = counts._replace(failed=1)
         return counts, f"{counts} (ended with status {status})"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from runtime import Box, Report
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "programs")]
+pytestmark = pytest.mark.requires("root", "programs")
 
 # Sets LISTEN_PID to its own number, as a service manager does, and becomes the runtime.
 ACTIVATED = """

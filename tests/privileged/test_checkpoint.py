@@ -15,7 +15,7 @@ from test_terminal import created, listening, receive
 if TYPE_CHECKING:
     from runtime import Box
 
-pytestmark = [pytest.mark.requires("root", "programs", "cgroup2")]
+pytestmark = pytest.mark.requires("root", "programs", "cgroup2")
 needs_criu = pytest.mark.requires("criu")
 
 COUNT = "i=0; while :; do i=$((i + 1)); echo $i > /vol/count; sleep 0.05; done"

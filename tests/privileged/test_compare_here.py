@@ -19,7 +19,7 @@ from runtime import call, command
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.requires("root", "qemu")]
+pytestmark = [pytest.mark.slow, pytest.mark.requires("root", "qemu")]
 
 LIMIT = 600  # seconds; a quiet machine takes 20
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")

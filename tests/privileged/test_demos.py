@@ -137,7 +137,6 @@ def test_every_lesson_is_tried() -> None:
     assert found == set(AFTER)
 
 
-@pytest.mark.host
 def test_what_a_machine_lacks_is_told_by_the_status(environment: dict[str, str]) -> None:
     done = run(str(CHECKOUT / "scripts/demo-limits"), environment=environment)
     with open("/sys/fs/cgroup/cgroup.controllers") as file:
@@ -175,7 +174,6 @@ APART = (
 )
 
 
-@pytest.mark.host
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_lesson_notices_what_is_not_so(
     name: str, environment: dict[str, str], place: Path
@@ -247,7 +245,6 @@ def test_a_lesson_that_is_ended_cleans_up(signal: str, environment: dict[str, st
 # ---------------------------------------------------------------- what they say of minirun
 
 
-@pytest.mark.host
 @pytest.mark.parametrize("name", [name for name in AFTER if name not in ("limits", "layers")])
 def test_the_commands_of_minirun_that_are_named_work(
     name: str, environment: dict[str, str]

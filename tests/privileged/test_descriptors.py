@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from runtime import Box, Report
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "programs")]
+pytestmark = pytest.mark.requires("root", "programs")
 
 
 @contextlib.contextmanager

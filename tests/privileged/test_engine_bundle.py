@@ -27,7 +27,7 @@ from minirun.kernel import mount as m
 from minirun.kernel.unshare import CLONE_NEWNS, setns, unshare
 from minirun.rootfs.users import users
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "overlay", "userns", "rootfs")]
+pytestmark = pytest.mark.requires("root", "overlay", "userns", "rootfs")
 
 TARBALL = os.environ.get("MINIRUN_ROOTFS_TARBALL", "")
 MAIN = str(Path(__file__).parents[2] / "minirun" / "__main__.py")

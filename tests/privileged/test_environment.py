@@ -12,7 +12,7 @@ from runtime import PATH, Report, call, good, report_of
 if TYPE_CHECKING:
     from runtime import Box
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "programs")]
+pytestmark = pytest.mark.requires("root", "programs")
 
 # A caller that has changed everything that a process inherits.
 ODD_CALLER = """

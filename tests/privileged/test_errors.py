@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from runtime import Box
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "programs")]
+pytestmark = pytest.mark.requires("root", "programs")
 
 
 def stopped(box: Box) -> None:

@@ -13,7 +13,7 @@ from runtime import good, until
 if TYPE_CHECKING:
     from runtime import Box
 
-pytestmark = [pytest.mark.requires("root", "programs", "cgroup2")]
+pytestmark = pytest.mark.requires("root", "programs", "cgroup2")
 
 
 def once(box: Box) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from minirun.executing import _where_init_is
 if TYPE_CHECKING:
     from runtime import Box
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "programs")]
+pytestmark = pytest.mark.requires("root", "programs")
 
 
 def file(box: Box, **changes: Any) -> str:

@@ -18,7 +18,7 @@ from runtime import PATH, alive, call, good, read, traced, until
 if TYPE_CHECKING:
     from runtime import Box
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "programs")]
+pytestmark = pytest.mark.requires("root", "programs")
 
 OUTSIDE = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
 CREATING = ("prestart", "createRuntime", "createContainer")

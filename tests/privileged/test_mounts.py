@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from runtime import Box, Done, Report
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "programs")]
+pytestmark = pytest.mark.requires("root", "programs")
 
 NODES = {
     "null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9),

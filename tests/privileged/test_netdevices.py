@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from runtime import Box
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "programs", "netns")]
+pytestmark = pytest.mark.requires("root", "programs", "netns")
 
 NAME = f"mrd{os.getpid() % 100000}"
 

@@ -16,7 +16,7 @@ from minirun.network import address
 
 host = network_hosts.host
 outside = network_hosts.outside
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "netns", "nft")]
+pytestmark = pytest.mark.requires("root", "netns", "nft")
 
 # ---- what works ----
 

@@ -19,7 +19,7 @@ from minirun.network import address
 from minirun.network.plan import Request, files, hooks, parse_publish
 
 host = network_hosts.host
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "netns", "nft")]
+pytestmark = pytest.mark.requires("root", "netns", "nft")
 
 # ---- crashes ----
 

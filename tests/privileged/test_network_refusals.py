@@ -15,7 +15,7 @@ from minirun.network import address, netns
 
 host = network_hosts.host
 outside = network_hosts.outside
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "netns", "nft")]
+pytestmark = pytest.mark.requires("root", "netns", "nft")
 
 # ---- what must not work ----
 

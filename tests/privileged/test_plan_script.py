@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [
-    pytest.mark.host,
     pytest.mark.requires("root", "cgroup2", "rootfs", "setpriv", "unshare", "runc"),
 ]
 

@@ -21,7 +21,7 @@ from runtime import CHECKOUT, call, development, good, host_same, read, traced
 if TYPE_CHECKING:
     from runtime import Box
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "programs")]
+pytestmark = pytest.mark.requires("root", "programs")
 
 STDLIB = os.path.dirname(os.__file__)
 POISON = "open('/PWNED', 'a').write(__name__ + '\\n')\nopen('/tmp/PWNED', 'a').write(__name__)\n"

@@ -30,7 +30,7 @@ from minirun.errors import MinirunError
 from minirun.rootfs import busybox, change, download, install, pull, store
 from minirun.rootfs.remove import remove_tree
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "unshare")]
+pytestmark = pytest.mark.requires("root", "unshare")
 
 PROJECT = Path(__file__).parents[2]
 ARCH = os.uname().machine

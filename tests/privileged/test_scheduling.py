@@ -15,7 +15,7 @@ from runtime import call, good, read
 if TYPE_CHECKING:
     from runtime import Box
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "programs")]
+pytestmark = pytest.mark.requires("root", "programs")
 
 IOPRIO_GET = {"x86_64": 252, "aarch64": 31}[platform.machine()]
 _libc = ctypes.CDLL(None, use_errno=True)

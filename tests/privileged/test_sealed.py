@@ -16,7 +16,7 @@ from minirun.cli.spec import example
 REPO = Path(__file__).parents[2]
 MAIN = [sys.executable, "-ISB", str(REPO / "minirun" / "__main__.py")]
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root")]
+pytestmark = pytest.mark.requires("root")
 
 # Hooks are children of the runtime, at the very moments at which it could be looked at.
 WITNESS = """\

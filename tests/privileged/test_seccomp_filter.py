@@ -24,7 +24,7 @@ from minirun import profiles, seccomp
 from minirun.kernel.libseccomp import Library
 from minirun.spec import Seccomp
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "seccomp")]
+pytestmark = pytest.mark.requires("root", "seccomp")
 
 on_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of x86-64")
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from runtime import Box
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "programs")]
+pytestmark = pytest.mark.requires("root", "programs")
 
 BAD_IDS = [
     "..", ".", "a/b", "../x", "-x", "a b", "abc\n", "\u00e9", "\u0663", "x" * 300, "%2e%2e", "",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from runtime import Box
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "programs")]
+pytestmark = pytest.mark.requires("root", "programs")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from minirun.virt import child, guest, kvmdevice
 if TYPE_CHECKING:
     from runtime import Box, Done
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root")]
+pytestmark = pytest.mark.requires("root")
 
 STATUSES = {0, 10, 11, 12, 13, 14}
 

@@ -65,13 +65,14 @@ def install_host_tools() -> None:
     missing = missing_packages()
     if not missing:
         return
-    command = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
+    apt = ["apt-get", "-o", "DPkg::Lock::Timeout=300"]  # another may be at work
+    command = [*apt, "install", "--yes", "--no-install-recommends", *missing]
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         raise Failure(f"needs {', '.join(missing)}; as root: {shlex.join(command)}")
     say(f"installing {', '.join(missing)}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     # May fail for some source of the user's that is none of our business: the installation decides.
-    subprocess.run(["apt-get", "update", "-qq"], env=environment, stdout=sys.stderr, check=False)
+    subprocess.run([*apt, "update", "-qq"], env=environment, stdout=sys.stderr, check=False)
     if subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False).returncode:
         raise Failure(f"could not install {', '.join(missing)} (apt's words are above)")
 
