@@ -347,7 +347,7 @@ HUMAN = {
         "minirun.cli.compare:command",
     ),
     "network": ("list and clean up networks, addresses and ports", "minirun.cli.network:network"),
-    "learn": ("run lessons that do by hand what minirun does", "minirun.cli.learn:command"),
+    "learn": ("run lessons and show pages about what minirun does", "minirun.cli.learn:command"),
     "completion": ("print the completion script of a shell", "minirun.cli.human:completion"),
 }
 

@@ -1,8 +1,9 @@
-"""learn: the lessons, which do by hand what minirun does, and show it on this machine."""
+"""learn: lessons, which do by hand what minirun does, and pages, which explain it."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 
@@ -32,35 +33,56 @@ COURSE = [
     "layers",
 ]
 
+# The pages: minirun/pages/NAME.md, of which minirun-NAME(7) is made too.
+PAGES = [
+    "hypervisors",
+    "virtualization",
+    "namespaces",
+    "cgroups",
+    "container-vm",
+    "docker",
+    "pods",
+    "mistakes",
+]
+
 SHELL = "/bin/bash"
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_WIDTH = 100  # columns at most, as the pages' sources have
 
 
 @click.command("learn")
-@click.argument("lesson", required=False, type=click.Choice(COURSE), metavar="[LESSON]")
-@click.option("-y", "--yes", is_flag=True, help="Go straight through, without pauses.")
-@click.option("--source", is_flag=True, help="Print the lesson's script instead of running it.")
-def command(lesson: str | None, yes: bool, source: bool) -> None:
-    """List the lessons, or run LESSON.
+@click.argument("topic", required=False, type=click.Choice([*COURSE, *PAGES]), metavar="[TOPIC]")
+@click.option("-y", "--yes", is_flag=True, help="Go straight through a lesson, without pauses.")
+@click.option("--source", is_flag=True, help="Print the lesson's script, or the page's Markdown.")
+def command(topic: str | None, yes: bool, source: bool) -> None:
+    """List the lessons and pages; run the lesson, or show the page, that TOPIC names.
 
     A lesson is a shell script of unshare(1), nsenter(1), ip(8) and mount(8). It shows what it types
     and what this machine answers, checks that it is as told, undoes it all, and names the minirun
     commands that do the same. On a terminal it waits before each step. Most need root.
+
+    A page explains, with commands to type. On a terminal it is shown by $PAGER.
     """
-    if lesson is None:
+    if topic is None:
         click.echo(_list(), nl=False)
         return
-    path = _path(lesson)
-    if source:
+    path = _page(topic) if topic in PAGES else _path(topic)
+    if source or topic in PAGES:
         with open(path, encoding="utf-8") as file:
-            click.echo(file.read(), nl=False)
+            text = file.read()
+        _show(text) if not source and os.isatty(1) else click.echo(text, nl=False)
         return
-    _become(path, lesson, pause=not yes and os.isatty(0) and os.isatty(1))
+    _become(path, topic, pause=not yes and os.isatty(0) and os.isatty(1))
 
 
 def _list() -> str:
-    width = max(len(name) for name in COURSE)
+    width = max(len(name) for name in [*COURSE, *PAGES])
     lines = [f"{name:{width}}  {title(_path(name))}\n" for name in COURSE]
-    return "".join([*lines, f"\nTo begin: sudo minirun learn {COURSE[0]}\n"])
+    lines += ["\n", *(f"{name:{width}}  {heading(_page(name))}\n" for name in PAGES)]
+    begin = (
+        f"\nTo begin: sudo minirun learn {COURSE[0]}, a lesson; minirun learn {PAGES[2]}, a page\n"
+    )
+    return "".join([*lines, begin])
 
 
 def title(path: str) -> str:
@@ -70,10 +92,35 @@ def title(path: str) -> str:
         return file.readline().removeprefix("#").strip()
 
 
+def heading(path: str) -> str:
+    """Read a page's title, its first line. Raises OSError."""
+    with open(path, encoding="utf-8") as file:
+        return file.readline().removeprefix("#").strip()
+
+
+def _show(text: str) -> None:
+    """Show a page on a terminal, set and paged as a manual page is."""
+    # 80 ms, and only here.
+    from io import StringIO
+    from shutil import get_terminal_size
+
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    width = min(get_terminal_size().columns, _WIDTH)
+    console = Console(file=StringIO(), force_terminal=True, width=width, highlight=False)
+    plain = re.sub(r"^<!--.*?-->\n", "", text, flags=re.M | re.S)  # what the tests are told
+    console.print(Markdown(plain, code_theme="bw", hyperlinks=False))
+    click.echo_via_pager(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def _page(name: str) -> str:
+    return os.path.join(_PACKAGE, "pages", f"{name}.md")
+
+
 def _path(lesson: str) -> str:
     """Find a lesson: package data when installed, the project's scripts/ in a checkout."""
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    places = (os.path.join(package, "lessons"), os.path.join(os.path.dirname(package), "scripts"))
+    places = (os.path.join(_PACKAGE, "lessons"), os.path.join(os.path.dirname(_PACKAGE), "scripts"))
     for place in places:
         path = os.path.join(place, f"demo-{lesson}")
         if os.path.isfile(path):

@@ -1,7 +1,8 @@
 """Write the documents that are made from the code; with --check, only say which are out of date.
 
 README.md holds parts between `<!-- NAME: … -->` and `<!-- end NAME -->`; each has a function here.
-The man pages are made by `manpages`, of the table of options and of the texts in scripts/lib/man.
+The man pages are made by `manpages`, of the table of options and of the texts in scripts/lib/man,
+and by `pages`, of minirun/pages.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import tokenize
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lib import conformance, manpages
+from lib import conformance, manpages, pages
 
 from minirun import recipe
 from minirun.plan import _HEADS as HEADS
@@ -148,6 +149,8 @@ def documents() -> Iterator[tuple[Path, str]]:
     """Give every document as it should be."""
     yield README, fill(README.read_text())
     for name, text in manpages.pages().items():
+        yield MAN / name, text
+    for name, text in pages.pages():
         yield MAN / name, text
     yield MAN / "minirun-conformance.7", conformance.page()
 

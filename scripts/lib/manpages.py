@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 import click
 
 import minirun
+from minirun.cli import learn
+from minirun.cli.learn import PAGES
 from minirun.grammar import Option, Verb
 from minirun.options import GLOBALS, HUMAN, ROOTFS, VERBS
 
@@ -65,13 +67,26 @@ def _overview() -> str:
     told["OPTIONS"] = _options(GLOBALS)
     synopsis = [r"\fBminirun\fR [\fIglobal options\fR] \fIcommand\fR [\fIargument\fR ...]"]
     head = _head("minirun", "run containers, and tell what the kernel did", synopsis)
+    told["PAGES"] = [
+        line
+        for name in [*PAGES, "conformance"]
+        for line in (".TP", f"minirun\\-{escape(name)}(7)", inline(_about(name)))
+    ]
     order = ("DESCRIPTION", "COMMANDS", "OPTIONS")
     return _page(head, told, order)
+
+
+def _about(name: str) -> str:
+    if name == "conformance":
+        return "Each property of config.json and each flag of runc, with its tests"
+    return learn.heading(learn._page(name))
 
 
 def topic(name: str, summary: str, told: Sections) -> str:
     """Give a page of section 7: its text, and the sections that are made elsewhere."""
     head = _head(f"minirun-{name}", summary, (), section=7)
+    if any(line == ".TS" for lines in told.values() for line in lines):
+        head.insert(0, "'\\\" t")  # man(1) has tbl(1) read it
     return _page(head, {**_prose(name), **told}, ("DESCRIPTION",))
 
 
@@ -155,7 +170,9 @@ def _page(head: list[str], told: Sections, order: Iterable[str]) -> str:
     for name in (*order, *own, *_LAST):
         if told.get(name):
             lines += [f'.SH "{escape(name)}"', *told[name]]
-    above = "MINIRUN\\-" in head[1]
+    if "SEE ALSO" in told:
+        return "\n".join([*lines, ""])
+    above = any("MINIRUN\\-" in line for line in head[:2])
     others = r"\fBminirun\fR(1)" if above else r"\fBrunc\fR(8), \fBnamespaces\fR(7)"
     return "\n".join([*lines, '.SH "SEE ALSO"', others, ""])
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.pages import sections
 
+from minirun.cli import learn
 from minirun.cli.compare import command as compare
 from minirun.cli.virt import command as virt
 from minirun.engine import defaults
@@ -24,7 +26,11 @@ from minirun.validate import validate
 CHECKOUT = Path(__file__).resolve().parents[2]
 README = (CHECKOUT / "README.md").read_text()
 MAN = CHECKOUT / "minirun" / "man"
-DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "rootfs/README.md")
+PAGES = [f"minirun/pages/{name}.md" for name in learn.PAGES]
+DOCUMENTS = [
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "rootfs/README.md"),
+    *PAGES,
+]
 
 
 def part(heading: str, text: str = README) -> str:
@@ -53,7 +59,7 @@ def test_made_parts_are_current() -> None:
 @pytest.mark.skipif(not shutil.which("groff"), reason="needs groff")
 @pytest.mark.parametrize("page", sorted(path.name for path in MAN.glob("*.[1-9]")))
 def test_pages_are_set_without_warnings(page: str) -> None:
-    command = ["groff", "-man", "-Tascii", "-ww", "-z", "-rCHECKSTYLE=3", page]
+    command = ["groff", "-t", "-man", "-Tascii", "-ww", "-z", "-rCHECKSTYLE=3", page]
     done = subprocess.run(command, cwd=MAN, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -73,6 +79,46 @@ def test_the_first_page_names_every_verb_and_global_option() -> None:
         assert f"\nminirun-{name}(1)\n" in text
         assert (MAN / f"minirun-{name}.1").exists()
     assert all(f"--{option.names[0]}" in text for option in GLOBALS if not option.hidden)
+
+
+# ---------------------------------------------------------------- pages
+
+
+def test_every_page_is_listed() -> None:
+    found = sorted(path.stem for path in (CHECKOUT / "minirun" / "pages").iterdir())
+    assert found == sorted(learn.PAGES)
+    overview = (MAN / "minirun.1").read_text().replace("\\-", "-")
+    for name in learn.PAGES:
+        assert f"\nminirun-{name}(7)\n" in overview
+        assert (MAN / f"minirun-{name}.7").exists()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_leads_on(name: str) -> None:
+    """It is short and plain, ends with where to read on, and names only what there is."""
+    text = (CHECKOUT / name).read_text()
+    lines = text.splitlines()
+    assert 80 <= len(lines) <= 200
+    assert all(len(line) <= 100 or line.startswith(("$ ", "| ", "minirun: ")) for line in lines)
+    assert not set(re.findall(r"[^\x00-\x7f]", text)) - {"…"}
+    assert re.findall(r"^## (.+)$", text, re.M)[-1] == "See also"
+    assert "```console" in text
+    pages = {path.name for path in MAN.iterdir()}
+    for page, section in re.findall(r"\b(minirun(?:-[a-z]+)*)\(([17])\)", text):
+        assert f"{page}.{section}" in pages, page
+    for page, section in re.findall(r'\b(minirun-[a-z-]+\([17]\)), "([A-Z][^"]+)"', text):
+        there = (MAN / page.replace("(", ".").rstrip(")")).read_text().replace("\\-", "-")
+        assert f'.SH "{" ".join(section.split())}"' in there, (page, section)
+    for lesson in re.findall(r"minirun learn ([a-z-]+)", text):
+        assert lesson in [*learn.COURSE, *learn.PAGES]
+
+
+def test_pages_of_an_unknown_form_are_refused() -> None:
+    title, told = sections("# A title\n\ntext\n\n## One\n\n- a\n  b\n")
+    assert (title, told) == ("A title", {"DESCRIPTION": ["text"], "ONE": [".IP \\(bu 2", "a b"]})
+    for wrong in ("no title\n", "# t\n\n> quoted\n", "# t\n\n```\nopen\n", "# t\n\n| a |\nb\n"):
+        with pytest.raises(ValueError, match=r"title|known|no end|table"):
+            sections(wrong)
 
 
 # ---------------------------------------------------------------- README.md

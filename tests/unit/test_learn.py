@@ -39,6 +39,29 @@ def test_the_list_has_every_lesson_with_its_title() -> None:
     told = CliRunner().invoke(learn.command, []).output.splitlines()
     assert [line.split()[0] for line in told[: len(NAMES)]] == learn.COURSE
     assert told[0].endswith("The UTS namespace: a host name of one's own")
+    pages = told[len(NAMES) + 1 : len(NAMES) + 1 + len(learn.PAGES)]
+    assert [line.split()[0] for line in pages] == learn.PAGES
+    assert pages[2].endswith("The eight namespaces: what a process can see")
+
+
+@pytest.mark.parametrize("name", learn.PAGES)
+def test_a_page_is_its_text(name: str) -> None:
+    text = (SCRIPTS.parent / "minirun" / "pages" / f"{name}.md").read_text()
+    assert CliRunner().invoke(learn.command, [name]).output == text
+    assert CliRunner().invoke(learn.command, [name, "--source"]).output == text
+
+
+def test_a_page_on_a_terminal_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.isatty", lambda _fd: True)
+    shown: list[str] = []
+    monkeypatch.setattr("click.echo_via_pager", shown.append)
+    CliRunner().invoke(learn.command, ["pods"])
+    plain = re.sub(r"\x1b\[[\d;]*m", "", shown[0])
+    assert "Pods by hand" in plain
+    assert "**" not in plain
+    assert "<!--" not in plain
+    assert "| net |" not in plain
+    assert "$ sudo ip netns add pod" in plain
 
 
 def test_an_unknown_lesson_is_refused() -> None:

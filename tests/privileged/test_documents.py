@@ -1,8 +1,7 @@
-"""What README.md shows is true: each of its sessions is typed in, and must answer as printed.
+"""What the documents show is true: each session is typed in, and must answer as printed.
 
-A session is a block of ```console: lines that begin with `$ ` are typed, the others are the answer.
-`…` stands for anything within a line, and alone for any lines. A comment `<!-- needs: WORD -->`
-above a block says what it needs of the machine besides. Each session has the machine's directories,
+Which blocks there are, and what is said of them, is in `blocks`. In an answer `…` stands for
+anything within a line, and alone for any lines. Each session has the machine's directories, /etc,
 network and mounts for itself, and a root filesystem `busybox` unless it makes one.
 """
 
@@ -17,52 +16,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from blocks import Block, all_blocks
 from runtime import CHECKOUT, PATH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TEXT = (CHECKOUT / "README.md").read_text()
-BLOCK = re.compile(r"(?:<!-- needs: ([\w ,]+) -->\n)?^```console\n(.*?)^```$", re.M | re.S)
+BLOCKS = [block for block in all_blocks() if block.executed]
 MARK = "@@@@"
-BUSYBOX = "sudo minirun rootfs build busybox"
+BUSYBOX = "minirun rootfs build busybox"
+# What the caller's environment may say of the machine.
+GIVEN = ("MINIRUN_ROOTFS_TARBALL", "MINIRUN_TEST_KERNEL")
 
 UNSHARE = ("unshare", "--mount", "--net", "--propagation", "private")
 SETUP = """
 set -e
 mount -t tmpfs tmpfs /run
 mount --bind "$1" /var/lib
+mkdir -p "$1"/etc/upper "$1"/etc/work
+mount -t overlay -o "lowerdir=/etc,upperdir=$1/etc/upper,workdir=$1/etc/work" overlay /etc
 ip link set lo up
 set +e
 trap 'for id in $(minirun list -q); do minirun delete --force "$id"; done' EXIT
 last=0
 try() {
     for _ in 1 2 3 4 5 6 7 8 9 10; do told=$("$@" 2>&1) && break; sleep 0.5; done
-    printf '%s\n' "$told"
+    printf '%s\\n' "$told"
 }
 """
 
 
-def sessions() -> list[tuple[tuple[str, ...], str]]:
-    """Find the sessions: what each needs, and its text."""
-    return [(tuple(re.findall(r"\w+", m[1] or "")), m[2]) for m in BLOCK.finditer(TEXT)]
-
-
-def marks(words: tuple[str, ...]) -> list[pytest.MarkDecorator]:
+def marks(block: Block) -> list[pytest.MarkDecorator]:
     """Mark a session by its needs; what only a machine of its own has is always tried there."""
-    needs = pytest.mark.requires(*words)
-    return [needs, pytest.mark.vm] if "limits" in words else [needs]
-
-
-def parted(session: str) -> list[tuple[str, list[str]]]:
-    """Part a session into commands, each with the lines that answer it."""
-    found: list[tuple[str, list[str]]] = []
-    for line in session.splitlines():
-        if line.startswith("$ "):
-            found.append((line[2:], []))
-        else:
-            found[-1][1].append(line)
-    return found
+    needs = pytest.mark.requires(*block.needs)
+    return [needs, pytest.mark.vm] if "limits" in block.needs else [needs]
 
 
 def pattern(lines: list[str]) -> re.Pattern[str]:
@@ -107,42 +94,50 @@ def disk() -> Iterator[Path]:
 def answers(place: Path, disk: Path, commands: list[str]) -> list[str]:
     """Type the commands one after the other; return what each printed."""
     script = [SETUP]
-    if BUSYBOX not in commands:
+    if not any(BUSYBOX in command for command in commands):
         script.append(f"{BUSYBOX} -q >/dev/null")
     for command in commands:
         # A server that was started just before may need a moment until it listens.
-        typed = f"try {command}" if command.startswith("busybox wget ") else command
+        waits = " wget " in f" {command}" and "|" not in command
+        typed = f"try {command}" if waits else command
         script += [f"echo {MARK}", "(exit $last)", f"{{ {typed}\n}} 2>&1", "last=$?"]
+    script.append(f"echo {MARK}; echo $last")
+    directory = place / "home"
+    directory.mkdir()
+    given = {name: os.environ[name] for name in GIVEN if name in os.environ}
     done = subprocess.run(
-        [*UNSHARE, "sh", "-c", "\n".join(script), "sh", str(disk)],
+        [*UNSHARE, "bash", "-c", "\n".join(script), "sh", str(disk)],
         capture_output=True,
         text=True,
         check=False,
         stdin=subprocess.DEVNULL,
         timeout=300,
-        cwd=place,
-        env={"PATH": f"{programs(place)}:{PATH.removeprefix('PATH=')}"},
+        cwd=directory,
+        env={
+            "PATH": f"{programs(place)}:{PATH.removeprefix('PATH=')}",
+            "HOME": str(directory),
+            **given,
+        },
     )
     told = done.stdout.split(f"{MARK}\n")
-    assert len(told) == len(commands) + 1, done.stdout + done.stderr
+    assert len(told) == len(commands) + 2, done.stdout + done.stderr
     return told[1:]
 
 
-def test_there_are_sessions() -> None:
-    assert len(sessions()) == TEXT.count("```console") >= 6
+def test_there_are_blocks() -> None:
+    assert len(BLOCKS) >= 35, f"{len(BLOCKS)} blocks are typed in"
 
 
 @pytest.mark.requires("root", "cgroup2", "userns", "overlay", "netns", "nft", "unshare")
 @pytest.mark.parametrize(
-    "session",
-    [
-        pytest.param(text, marks=marks(words), id=str(number))
-        for number, (words, text) in enumerate(sessions())
-    ],
+    "block", [pytest.param(block, marks=marks(block), id=block.name) for block in BLOCKS]
 )
-def test_what_is_shown_is_what_happens(session: str, place: Path, disk: Path) -> None:
-    parts = parted(session)
-    for (command, wanted), told in zip(
-        parts, answers(place, disk, [command for command, _ in parts]), strict=True
-    ):
-        assert pattern(wanted).fullmatch(told), f"$ {command}\n{told}"
+def test_what_is_shown_is_what_happens(block: Block, place: Path, disk: Path) -> None:
+    if block.language == "sh":
+        *_, status = answers(place, disk, [f"( set -e\n{block.text})"])
+        assert status == "0\n", block.text
+        return
+    parts = block.commands()
+    *told, _status = answers(place, disk, [command for command, _ in parts])
+    for (command, wanted), answer in zip(parts, told, strict=True):
+        assert pattern(wanted).fullmatch(answer), f"$ {command}\n{answer}"
