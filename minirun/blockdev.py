@@ -168,11 +168,5 @@ def disk_of(major: int, minor: int, sysfs: str = "/sys") -> Disk:
 
 
 def _read(path: str) -> str:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        parts = []
-        while chunk := os.read(fd, 65536):
-            parts.append(chunk)
-    finally:
-        os.close(fd)
-    return os.fsdecode(b"".join(parts))
+    with open(path, "rb", 0) as file:
+        return os.fsdecode(file.readall())

@@ -5,7 +5,7 @@ The tables are in `minirun.options`.
 
 from __future__ import annotations
 
-from minirun.errors import UsageError
+from minirun.errors import MinirunError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ class Option:
         """Render the names as the help shows them: `--bundle value, -b value`."""
         tail = "" if self.kind == FLAG else f" {self.metavar}"
         return ", ".join([f"{'-' if len(n) == 1 else '--'}{n}{tail}" for n in self.names])
+
+
+HELP = Option("help h", FLAG, "show this help")
 
 
 class RootfsOption(Option):
@@ -188,3 +191,49 @@ def _number(value: str, name: str) -> int:
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 18):
         raise UsageError(f'invalid value "{value}" for flag -{name}: not a whole number')
     return int(value)
+
+
+def read_verb(verb: Verb, above: dict[str, Any], argv: list[str]) -> Options:
+    """Read what follows a verb; `above` are the values of the options that stood before it.
+
+    Raises UsageError, and MinirunError for flags that do not go together.
+    """
+    reader = Reader((*verb.options, HELP))
+    both = "rootfs" in reader.values
+    args = reader.read(argv, lambda: verb.stop or (both and reader.values["rootfs"] is not None))
+    if len(args) > 2 and args[1] == "--":
+        del args[1]  # `exec ID -- command`: they part our options from the command's
+    values = {**above, **reader.values}
+    options = Options(verb.name, values, frozenset(reader.seen), tuple(args))
+    if values["help"]:
+        return options
+    if both:
+        _check_rootfs(verb, options)
+    _check_count(verb, options)
+    return options
+
+
+def _check_rootfs(verb: Verb, options: Options) -> None:
+    if options.rootfs is None:
+        for option in verb.options:
+            if option.needs_rootfs and options.given(option.key):
+                raise MinirunError(
+                    f"flag --{option.names[0]} needs --rootfs",
+                    cause="a bundle's config.json says this itself",
+                )
+        return
+    for name in ("bundle", "config"):
+        if getattr(options, name) is not None:
+            raise MinirunError(f"flags --{name} and --rootfs exclude each other")
+
+
+def _check_count(verb: Verb, options: Options) -> None:
+    most = 1 if verb.most is None and getattr(options, "rootfs", "") is None else verb.most
+    count = len(options.args)
+    if verb.least <= count and (most is None or count <= most):
+        return
+    which = "a minimum of" if count < verb.least else "a maximum of"
+    bound = verb.least if count < verb.least else most
+    if verb.least == most:
+        which = "exactly"
+    raise UsageError(f'"{verb.name}" requires {which} {bound} argument(s)')

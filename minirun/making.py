@@ -130,7 +130,7 @@ def begin(root: str, cid: str, launch: Launch, events: bool) -> tuple[Container,
             bundle=setup.bundle,
             rootfs=setup.root_path,
             created=state.now(),
-            owner=state.owner_of(os.geteuid()),
+            owner=privilege.owner_of(os.geteuid()),
             annotations=setup.spec.annotations,
         )
     except BaseException:

@@ -21,9 +21,10 @@ table also come the help texts and the click commands for completion.
 
 from __future__ import annotations
 
-from minirun.errors import MinirunError, UsageError
+from minirun.errors import UsageError
 from minirun.grammar import (
     FLAG,
+    HELP,
     LIST,
     NUMBER,
     TEXT,
@@ -31,6 +32,7 @@ from minirun.grammar import (
     Options,
     Reader,
     Verb,
+    read_verb,
 )
 from minirun.rootfsoptions import ROOTFS
 
@@ -39,9 +41,6 @@ __all__ = ["GLOBALS", "HUMAN", "ROOTFS", "VERBS", "Options", "parse"]
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
-
-_HELP = Option("help h", FLAG, "show this help")
 
 GLOBALS = (
     Option("debug", FLAG, "tell every step and system call in the log"),
@@ -73,7 +72,7 @@ GLOBALS = (
         "true|false|auto",
         default="auto",
     ),
-    _HELP,
+    HELP,
     Option("version v", FLAG, "show the version"),
 )
 
@@ -372,50 +371,8 @@ def parse(argv: Sequence[str]) -> Options:
     if verb is None or reader.values["help"]:
         return Options(name, reader.values, frozenset(reader.seen), tuple(rest[1:]))
     try:
-        return _parse_verb(verb, reader.values, rest[1:])
+        return read_verb(verb, reader.values, rest[1:])
     except UsageError as error:
         above = Options(name, reader.values, frozenset(reader.seen), ())
         error.verb, error.options = name, above  # type: ignore[attr-defined]
         raise
-
-
-def _parse_verb(verb: Verb, above: dict[str, Any], argv: list[str]) -> Options:
-    reader = Reader((*verb.options, _HELP))
-    both = "rootfs" in reader.values
-    args = reader.read(argv, lambda: verb.stop or (both and reader.values["rootfs"] is not None))
-    if len(args) > 2 and args[1] == "--":
-        del args[1]  # `exec ID -- command`: they part our options from the command's
-    values = {**above, **reader.values}
-    options = Options(verb.name, values, frozenset(reader.seen), tuple(args))
-    if values["help"]:
-        return options
-    if both:
-        _check_rootfs(verb, options)
-    _check_count(verb, options)
-    return options
-
-
-def _check_rootfs(verb: Verb, options: Options) -> None:
-    if options.rootfs is None:
-        for option in verb.options:
-            if option.needs_rootfs and options.given(option.key):
-                raise MinirunError(
-                    f"flag --{option.names[0]} needs --rootfs",
-                    cause="a bundle's config.json says this itself",
-                )
-        return
-    for name in ("bundle", "config"):
-        if getattr(options, name) is not None:
-            raise MinirunError(f"flags --{name} and --rootfs exclude each other")
-
-
-def _check_count(verb: Verb, options: Options) -> None:
-    most = 1 if verb.most is None and getattr(options, "rootfs", "") is None else verb.most
-    count = len(options.args)
-    if verb.least <= count and (most is None or count <= most):
-        return
-    which = "a minimum of" if count < verb.least else "a maximum of"
-    bound = verb.least if count < verb.least else most
-    if verb.least == most:
-        which = "exactly"
-    raise UsageError(f'"{verb.name}" requires {which} {bound} argument(s)')

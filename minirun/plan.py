@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-_HEADS = {
+HEADS = {
     "parent": "minirun, outside the container",
     "outer": "a process that makes and joins namespaces",
     "inner": "the container's first process",
@@ -50,7 +50,7 @@ def text_of(setup: Setup) -> str:
     for number, step in enumerate(steps_of(setup), 1):
         if step["stage"] != stage:
             stage = step["stage"]
-            lines += ["", f"{_HEADS[stage]}:"]
+            lines += ["", f"{HEADS[stage]}:"]
         lines.append(f"{number:4}. {step['what']:<64} {step['step']}")
         if step["why"]:
             lines.append(f"        because {step['why']}")

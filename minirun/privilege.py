@@ -64,6 +64,19 @@ def user_manager() -> bool:
     return not host_root() and not os.access("/run/systemd/private", os.W_OK)
 
 
+def owner_of(uid: int) -> str:
+    """Name a user as the host's /etc/passwd does; the number where it does not."""
+    try:
+        with open("/etc/passwd", "rb") as file:
+            for line in file:
+                fields = line.split(b":")
+                if len(fields) > 2 and fields[2] == str(uid).encode():
+                    return os.fsdecode(fields[0])
+    except FileNotFoundError:
+        pass
+    return str(uid)
+
+
 def needs_helper(mappings: Sequence[tuple[int, int, int]], own: int) -> bool:
     """Tell whether only newuidmap(1) or newgidmap(1) can write this map for a user of id `own`.
 

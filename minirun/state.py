@@ -24,7 +24,6 @@ from minirun.record import INT64, UINT64, Record, boolean, integer, string, stri
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Any, Self
 
     from minirun.spec import Spec
@@ -158,12 +157,7 @@ class Container:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -387,16 +381,3 @@ def names(root: str) -> list[str]:
         return found
     finally:
         os.close(rootfd)
-
-
-def owner_of(uid: int) -> str:
-    """Name a user as the host's /etc/passwd does; the number where it does not."""
-    try:
-        with open("/etc/passwd", "rb") as file:
-            for line in file:
-                fields = line.split(b":")
-                if len(fields) > 2 and fields[2] == str(uid).encode():
-                    return os.fsdecode(fields[0])
-    except FileNotFoundError:
-        pass
-    return str(uid)

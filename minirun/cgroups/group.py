@@ -19,7 +19,6 @@ from minirun.errors import MinirunError, StateError, Unsupported
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
     from typing import Self
 
 SIGKILL = 9
@@ -49,12 +48,7 @@ class Group:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -354,13 +348,10 @@ def open_subgroup(group: Group, name: str) -> Group:
 def _delegated() -> list[str]:
     """List the files that the owner of a delegated cgroup may write to."""
     try:
-        fd = os.open("/sys/kernel/cgroup/delegate", os.O_RDONLY | os.O_CLOEXEC)
+        with open("/sys/kernel/cgroup/delegate", "rb", 0) as file:
+            return os.fsdecode(file.readall()).split()
     except FileNotFoundError:
         return ["cgroup.procs", "cgroup.subtree_control", "cgroup.threads"]
-    try:
-        return os.fsdecode(os.read(fd, 65536)).split()
-    finally:
-        os.close(fd)
 
 
 def _flag(text: str, key: str) -> bool:

@@ -156,14 +156,8 @@ def _magic(path: str) -> int:
 
 
 def _read(path: str) -> str:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        parts = []
-        while chunk := os.read(fd, 65536):
-            parts.append(chunk)
-    finally:
-        os.close(fd)
-    return os.fsdecode(b"".join(parts))
+    with open(path, "rb", 0) as file:
+        return os.fsdecode(file.readall())
 
 
 def _legacy(membership: str) -> list[str]:
@@ -286,14 +280,8 @@ def read_at(dirfd: int, file: str) -> str:
     Raises OSError: ENOENT (its controller is not enabled), EOPNOTSUPP (a threaded cgroup's procs,
     pressure without PSI), ENODEV (the cgroup was removed).
     """
-    fd = open_inside(dirfd, file, os.O_RDONLY)
-    try:
-        parts = []
-        while chunk := os.read(fd, 65536):
-            parts.append(chunk)
-    finally:
-        os.close(fd)
-    return os.fsdecode(b"".join(parts))
+    with open(open_inside(dirfd, file, os.O_RDONLY), "rb", 0) as opened:
+        return os.fsdecode(opened.readall())
 
 
 def blocked_at(tree: Hierarchy, path: str, controller: str) -> str:

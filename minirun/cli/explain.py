@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from minirun.log import STDERR, printable
+from minirun.plan import HEADS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
-
-_HEADS = {
-    "parent": "minirun, outside the container",
-    "outer": "a process that makes and joins namespaces",
-    "inner": "the container's first process",
-}
 
 
 def show(events: Sequence[dict[str, Any]]) -> None:
@@ -32,7 +27,7 @@ def render(events: Sequence[dict[str, Any]]) -> str:
     for event in events:
         if event["stage"] != stage:
             stage = event["stage"]
-            lines += ["", f"{_HEADS.get(stage, stage)}:"]
+            lines += ["", f"{HEADS.get(stage, stage)}:"]
         lines.append(f"  {event['what']:<58} {event['us']:>7} us  {event['step']}")
         if event["why"]:
             lines.append(f"      because {event['why']}")

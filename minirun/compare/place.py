@@ -11,7 +11,6 @@ from minirun.errors import MinirunError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
     from typing import TypeVar
 
     from minirun.compare.contained import Container
@@ -69,12 +68,7 @@ class Place:
             one.end()
             self.started.remove(one)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         with _Undisturbed():
             while self.started:
                 self.started.pop().end()
@@ -88,10 +82,5 @@ class _Undisturbed:
         stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         self.before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self.before)

@@ -12,7 +12,6 @@ from minirun.errors import MinirunError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Any, Self
 
     from minirun.spec import Spec
@@ -62,12 +61,7 @@ class Images:
         self.fd = _open(self.image_path)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         os.close(self.fd)
         self.fd = -1
 

@@ -21,7 +21,6 @@ from minirun.rootfs.users import users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -42,16 +41,11 @@ class Locked:
             self.lock = os.open(".lock", flags, 0o600, dir_fd=self.fd)
             fcntl.flock(self.lock, fcntl.LOCK_EX)
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self.fd
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         if self.lock >= 0:
             os.close(self.lock)
         os.close(self.fd)
@@ -85,16 +79,11 @@ class Stage:
             self.tree = os.open("rootfs", _DIRECTORY, dir_fd=self.fd)
             os.fchmod(self.tree, 0o755)
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         try:
             if self.there:
                 base = os.open(self.base, _DIRECTORY)
