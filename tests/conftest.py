@@ -9,7 +9,6 @@ is a failure. An unknown word is an error everywhere.
 from __future__ import annotations
 
 import collections
-import ctypes
 import os
 import shutil
 import subprocess
@@ -19,6 +18,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import prctl
+import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -225,14 +226,13 @@ def _mounts() -> set[str]:
 
 def _processes() -> set[str]:
     """Processes below this one; orphans too, since this one adopts them (`pytest_configure`)."""
-    found, rest = set(), [str(os.getpid())]
-    while rest:
-        pid = rest.pop()
-        for child in _read(f"/proc/{pid}/task/{pid}/children").split():
-            state = _read(f"/proc/{child}/stat").rpartition(")")[2].split()[:1]
-            if state and state[0] not in "ZX":
-                found.add(f"{child} {_read(f'/proc/{child}/comm').strip()}")
-            rest.append(child)
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        try:
+            if child.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+                found.add(f"{child.pid} {child.name()}")
+        except psutil.NoSuchProcess:
+            continue
     return found
 
 
@@ -245,7 +245,7 @@ def pytest_configure() -> None:
         "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     settings.load_profile("repeatable")
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    prctl.set_child_subreaper(True)
 
 
 def _listing(path: str) -> set[str]:

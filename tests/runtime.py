@@ -27,6 +27,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -466,12 +468,9 @@ def zombies() -> list[int]:
 
     They have sessions of their own; our children are in ours, and awaited where they were started.
     """
-    found = []
-    for child in read(f"/proc/self/task/{os.getpid()}/children").split():
-        fields = stat_of(int(child))
-        if fields and fields[0] == "Z" and int(fields[3]) != os.getsid(0):
-            found.append(int(child))
-    return found
+    children = psutil.Process().children()
+    ended = [one.pid for one in children if one.status() == psutil.STATUS_ZOMBIE]
+    return [pid for pid in ended if os.getsid(pid) != os.getsid(0)]
 
 
 def reap_orphans() -> None:
@@ -541,17 +540,12 @@ def read(path: Path | str) -> str:
         return file.read()
 
 
-def stat_of(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat from the third on; none if the process is gone."""
-    try:
-        return read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
 def alive(pid: int) -> bool:
     """Tell whether a process is there and has not ended."""
-    return bool(stat_of(pid)) and stat_of(pid)[0] not in "ZX"
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def cgroup_of(pid: int) -> Path:

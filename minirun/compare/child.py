@@ -7,6 +7,7 @@ import select
 import signal
 import time
 
+from minirun import tether
 from minirun.errors import MinirunError
 from minirun.kernel import process
 from minirun.launcher import clean_environment
@@ -15,7 +16,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PR_SET_PDEATHSIG = 1
 _LONGEST = 1 << 16  # bytes of a line that are kept
 
 
@@ -39,10 +39,12 @@ class Child:
         self.cpu: float | None = None
         self.status = 0
         self.ended = 0.0
+        tether.require()
+        parent = os.getpid()
         self.started = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
-            _become(argv, log, theirs, keep)
+            _become(parent, argv, log, theirs, keep)
         os.close(theirs)
         self.pidfd = os.pidfd_open(self.pid)
 
@@ -104,10 +106,10 @@ class Child:
         return f": {said[-1]}" if said else ""
 
 
-def _become(argv: Sequence[str], log: str, output: int, keep: Sequence[int]) -> None:
+def _become(parent: int, argv: Sequence[str], log: str, output: int, keep: Sequence[int]) -> None:
     """Turn the forked process into the program; does not return."""
     try:
-        process.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        tether.tie(parent, "minirun:compare")
         os.setpgid(0, 0)
         null = os.open("/dev/null", os.O_RDONLY)
         errors = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

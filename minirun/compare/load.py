@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
+
+import psutil
 
 
 class Attentive:
@@ -31,13 +32,11 @@ class Ticks:
     """Seconds since some beginning: by the clock, of all CPUs together, stolen, and our own."""
 
     def __init__(self) -> None:
-        per_second = os.sysconf("SC_CLK_TCK")
-        with open("/proc/stat") as file:
-            fields = [int(field) / per_second for field in file.readline().split()[1:]]
-        user, nice, system, _idle, _waiting, irq, softirq, self.stolen = fields[:8]
-        self.busy = user + nice + system + irq + softirq
-        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        self.ours = sum(usage.ru_utime + usage.ru_stime for usage in used)
+        all_ = psutil.cpu_times()
+        self.busy = all_.user + all_.nice + all_.system + all_.irq + all_.softirq
+        self.stolen = all_.steal
+        own = psutil.Process().cpu_times()
+        self.ours = own.user + own.system + own.children_user + own.children_system
         self.clock = time.monotonic()
 
 
@@ -48,14 +47,9 @@ class Load:
         seconds = max(after.clock - before.clock, 0.001)
         others = (after.busy - before.busy) - (after.ours - before.ours)
         self.others = max(others, 0) / seconds
-        self.stolen = max(after.stolen - before.stolen, 0) / seconds / (os.cpu_count() or 1)
+        self.stolen = max(after.stolen - before.stolen, 0) / seconds / (psutil.cpu_count() or 1)
 
     @property
     def idle(self) -> bool:
         """Whether the figures are hardly disturbed: a quarter of a CPU, 2 % stolen."""
         return self.others <= 0.25 and self.stolen <= 0.02
-
-
-def averages() -> tuple[float, float, float]:
-    """Return the load averages of 1, 5 and 15 minutes."""
-    return os.getloadavg()

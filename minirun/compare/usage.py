@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+import psutil
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,11 +19,9 @@ def pss(pids: Iterable[int]) -> int:
     total = 0
     for pid in pids:
         try:
-            with open(f"/proc/{pid}/smaps_rollup") as file:
-                rows = [line.split() for line in file]
-        except (FileNotFoundError, ProcessLookupError):
+            total += psutil.Process(pid).memory_full_info().pss
+        except psutil.NoSuchProcess:
             continue  # it has just ended: it holds nothing
-        total += sum(int(row[1]) << 10 for row in rows if row[0] == "Pss:")
     return total
 
 
@@ -39,9 +39,7 @@ def cgroup_memory(pid: int) -> int | None:
 def mapped(pid: int) -> int:
     """Return the sizes, in bytes, of all files that a process has mapped: program and libraries."""
     found: dict[tuple[int, int], int] = {}
-    with open(f"/proc/{pid}/maps") as file:
-        paths = {line.split(None, 5)[5].strip() for line in file if line.count(" /")}
-    for path in paths:
+    for path in [one.path for one in psutil.Process(pid).memory_maps() if one.path[:1] == "/"]:
         try:
             status = os.stat(path)
         except OSError:

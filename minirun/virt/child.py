@@ -9,6 +9,7 @@ import os
 import select
 import time
 
+from minirun import tether
 from minirun.jsontext import JSONError, dumps, loads
 
 TYPE_CHECKING = False
@@ -30,9 +31,10 @@ def run(steps: Iterable[Step], limit: float = LIMIT) -> dict[str, Any]:
     `ended` in it says how the child ended if not by itself.
     """
     readable, writable = os.pipe2(os.O_CLOEXEC)
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _be_child(writable, steps, limit)
+        _be_child(parent, writable, steps, limit)
     os.close(writable)
     try:
         said, late = _listen(readable, limit)
@@ -50,7 +52,7 @@ def run(steps: Iterable[Step], limit: float = LIMIT) -> dict[str, Any]:
     return found
 
 
-def _be_child(writable: int, steps: Iterable[Step], limit: float) -> None:
+def _be_child(parent: int, writable: int, steps: Iterable[Step], limit: float) -> None:
     import fcntl
     import resource
     from signal import SIG_DFL, alarm, signal
@@ -65,7 +67,8 @@ def _be_child(writable: int, steps: Iterable[Step], limit: float) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a fault is an answer, not a crash
         for number in (_SIGILL, _SIGBUS, _SIGSEGV, _SIGALRM):
             signal(number, SIG_DFL)  # no handler of our caller's tells of it first
-        alarm(int(limit) + 2)  # it ends even if its parent has been killed
+        if not tether.tie(parent, "minirun:virt"):
+            alarm(int(limit) + 2)  # it ends even if its parent has been killed
         null = os.open("/dev/null", os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)

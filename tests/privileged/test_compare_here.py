@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+import psutil
 import pytest
 from runtime import call, command
 
@@ -49,13 +50,9 @@ def left(environment: dict[str, str]) -> list[str]:
 
 def machines() -> Iterator[str]:
     """Find the virtual machines of comparisons."""
-    for path in Path("/proc").iterdir():
-        try:
-            line = (path / "cmdline").read_bytes() if path.name.isdecimal() else b""
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if b"rdinit=/minirun-compare-init" in line:
-            yield f"process {path.name}"
+    for process in psutil.process_iter(["cmdline"]):
+        if any("rdinit=/minirun-compare-init" in word for word in process.info["cmdline"] or ()):
+            yield f"process {process.pid}"
 
 
 def test_both_sides_are_measured(place: Path, data: dict[str, str]) -> None:

@@ -7,12 +7,13 @@ with cgroup v1 or a mixture, /sys/fs/cgroup is cgroup v2; the machine's own moun
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+import psutil
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,18 +93,16 @@ class Load(NamedTuple):
 
 
 def ticks() -> Ticks:
-    per_second = os.sysconf("SC_CLK_TCK")
-    fields = [int(field) / per_second for field in read("/proc/stat").split("\n", 1)[0].split()[1:]]
-    user, nice, system, _idle, _iowait, irq, softirq, stolen = fields[:8]
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    ours = sum(usage.ru_utime + usage.ru_stime for usage in used)
-    return Ticks(time.monotonic(), user + nice + system + irq + softirq, stolen, ours)
+    all_, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    busy = all_.user + all_.nice + all_.system + all_.irq + all_.softirq
+    ours = own.user + own.system + own.children_user + own.children_system
+    return Ticks(time.monotonic(), busy, all_.steal, ours)
 
 
 def load_between(before: Ticks, after: Ticks) -> Load:
     seconds = max(after.clock - before.clock, 0.001)
     others = (after.busy - before.busy) - (after.ours - before.ours)
-    stolen = (after.stolen - before.stolen) / (os.cpu_count() or 1)
+    stolen = (after.stolen - before.stolen) / (psutil.cpu_count() or 1)
     return Load(max(others, 0) / seconds, max(stolen, 0) / seconds)
 
 
@@ -129,13 +128,12 @@ def virtualisation() -> str:
 def describe(cgroups: str) -> dict[str, str]:
     models = [line for line in read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
     model = models[0].partition(":")[2].strip() if models else os.uname().machine
-    memory = read("/proc/meminfo").partition("MemTotal:")[2].split()[:1]
     virtual = {"none": "", "qemu": ", emulated"}.get(virtualisation(), ", virtual")
     return {
         "kernel": f"Linux {os.uname().release} {os.uname().machine}",
-        "processors": f"{os.cpu_count()} x {model}{virtual}",
-        "memory": f"{int(memory[0]) // 1024 if memory else 0} MiB",
+        "processors": f"{psutil.cpu_count()} x {model}{virtual}",
+        "memory": f"{psutil.virtual_memory().total >> 20} MiB",
         "cgroups": cgroups,
         "controllers": " ".join(read(f"{CGROUP}/cgroup.controllers").split()) or "none",
-        "load average": " ".join(read("/proc/loadavg").split()[:3]),
+        "load average": " ".join(f"{one:.2f}" for one in psutil.getloadavg()),
     }

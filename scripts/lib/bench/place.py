@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from lib.bench import bundle, process
 from lib.bench.machine import CGROUP, read
 from lib.bench.process import Failed, Spawner
@@ -101,8 +102,7 @@ class Place:
 
 def mounts() -> list[tuple[str, str]]:
     """Where what kind of file system is mounted."""
-    lines = [line.split() for line in read("/proc/self/mountinfo").splitlines()]
-    return [(words[4], words[words.index("-") + 1]) for words in lines]
+    return [(one.mountpoint, one.fstype) for one in psutil.disk_partitions(all=True)]
 
 
 class Container:

@@ -15,13 +15,14 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+import prctl
+import psutil
 from lib.bench.figures import Memory, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from resource import struct_rusage
 
-PR_SET_CHILD_SUBREAPER = 36
 CLONE_NEWNET = 0x40000000
 
 
@@ -39,7 +40,7 @@ def _check(status: int, call: str) -> None:
 
 
 def adopt_orphans() -> None:
-    _check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl(PR_SET_CHILD_SUBREAPER)")
+    prctl.set_child_subreaper(True)
 
 
 def new_network() -> tuple[int, int]:
@@ -157,30 +158,16 @@ def _ended(pid: int, limit: float) -> bool:
 # ---------------------------------------------------------------- descendants
 
 
-def _parents() -> dict[int, int]:
-    found = {}
-    for name in os.listdir("/proc"):
-        if not name.isdecimal():
-            continue
-        try:
-            with open(f"/proc/{name}/stat") as file:
-                fields = file.read().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if fields[0] not in "ZX":
-            found[int(name)] = int(fields[1])
-    return found
-
-
 def descendants() -> set[int]:
     """All living processes below this one."""
-    parents = _parents()
-    found = {os.getpid()}
-    while True:
-        more = {pid for pid, parent in parents.items() if parent in found} - found
-        if not more:
-            return found - {os.getpid()}
-        found |= more
+    return {one.pid for one in psutil.Process().children(recursive=True) if _lives(one)}
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def reap() -> float:
@@ -215,12 +202,10 @@ def resident(pids: Iterable[int], group: int | None) -> Memory:
     processes = pss = rss = 0
     for pid in pids:
         try:
-            with open(f"/proc/{pid}/smaps_rollup") as file:
-                lines = [line.split() for line in file.readlines()[1:]]
-        except (FileNotFoundError, ProcessLookupError):
+            found = psutil.Process(pid).memory_full_info()
+        except psutil.NoSuchProcess:
             continue
-        sizes = {words[0]: int(words[1]) for words in lines}
         processes += 1
-        pss += sizes["Pss:"] * 1024
-        rss += sizes["Rss:"] * 1024
+        pss += found.pss
+        rss += found.rss
     return Memory(processes, pss, rss, group)
