@@ -13,6 +13,7 @@ import click
 from minirun.compare import accelerator, bootfile, chart, machine
 from minirun.compare.comparison import Outcome, compare, own_words
 from minirun.compare.document import document
+from minirun.compare.document import schema as document_schema
 from minirun.compare.machine import Plan
 from minirun.compare.measure import Effort
 from minirun.compare.report import report
@@ -53,6 +54,7 @@ _MACHINES = sorted({name for names in machine.ARCHITECTURES.values() for name in
 )  # fmt: skip
 @click.option("--quick", is_flag=True, help="fewer samples and smaller work: a minute or two")
 @click.option("--json", "json_file", metavar="FILE", help="write JSON; -: to stdout, no table")
+@click.option("--schema", is_flag=True, help="print the JSON schema of --json")
 @click.option("--chart", "chart_file", metavar="FILE", help="draw it: FILE.svg or FILE.png")
 def command(
     *,
@@ -63,6 +65,7 @@ def command(
     kind: str | None,
     quick: bool,
     json_file: str | None,
+    schema: bool,
     chart_file: str | None,
 ) -> None:
     """Measure the same root filesystem as a container and as a virtual machine, on this machine.
@@ -74,6 +77,9 @@ def command(
     download linux-image-VERSION-cloud-amd64` and `dpkg -x linux-image-*.deb DIR`: it is then
     DIR/boot/vmlinuz-VERSION.
     """
+    if schema:
+        click.echo(document_schema(), nl=False)
+        return
     if os.geteuid() != 0:
         raise MinirunError(
             "compare needs root: it makes containers with root filesystems of the store",

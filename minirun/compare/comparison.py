@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
-from minirun.compare import guest, jobs, migration
+import psutil
+
+from minirun.compare import disk, guest, migration
 from minirun.compare.contained import Program
 from minirun.compare.machine import Plan
 from minirun.compare.measure import Comparison, Effort
 from minirun.compare.place import Place
-from minirun.errors import MinirunError
+from minirun.rootfs import store
 from minirun.units import format_size
 
 TYPE_CHECKING = False
@@ -38,8 +40,8 @@ def here() -> str:
     with open("/proc/cpuinfo", errors="replace") as file:
         models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
     name = models[0] if models else os.uname().machine
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return f"{os.cpu_count()} x {name}, {format_size(memory)}, Linux {os.uname().release}"
+    memory = format_size(psutil.virtual_memory().total)
+    return f"{psutil.cpu_count()} x {name}, {memory}, Linux {os.uname().release}"
 
 
 def own_words() -> list[str]:
@@ -58,27 +60,6 @@ def memory_for(size: int) -> int:
     return -(-wanted // (64 << 20)) * (64 << 20)
 
 
-def write_images(place: Place, rootfs: RootFS, effort: Effort) -> dict[str, str]:
-    """Write the machines' initial RAM file systems; return their paths by what they do."""
-    scripts = {
-        "boot": jobs.BOOT,
-        "work": jobs.work(effort.rounds, quick=effort.quick),
-        "idle": jobs.INSPECT,
-    }
-    root = os.open(rootfs.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        guest.check_shell(root)
-        for name, script in scripts.items():
-            with open(place.file(f"{name}.cpio"), "xb") as file:
-                guest.write(file, root, script)
-    except OSError as error:
-        said = (error.strerror or "").lower()
-        raise MinirunError(f"cannot copy the root filesystem: {error.filename}: {said}") from None
-    finally:
-        os.close(root)
-    return {name: place.file(f"{name}.cpio") for name in scripts}
-
-
 def compare(
     rootfs: RootFS,
     words: Sequence[str],
@@ -92,7 +73,9 @@ def compare(
     """
     with Place() as place:
         tell("writing the root filesystem's copy for the machine")
-        images = write_images(place, rootfs, effort)
-        made = plan(memory_for(os.stat(images["boot"]).st_size))
+        images = guest.Images(place.path, rootfs.path)
+        made = plan(memory_for(os.stat(images.boot).st_size))
         program = Program(words, place.file("state"), rootfs.path)
-        return made, Comparison(place, (program, made), images, effort, tell).run()
+        storage = disk.Storage(os.path.realpath(store.data_directory(None, os.environ)))
+        sides = (program, made)
+        return made, Comparison(place, sides, images, effort, tell, storage=storage).run()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 
+import psutil
+
 from minirun import jsontext
 from minirun.compare.child import Child
 from minirun.compare.guest import SHELL
@@ -57,10 +59,12 @@ class Container(Talking):
     @property
     def pids(self) -> list[int]:
         """The container's processes, without the runtime; [] once it has ended."""
-        status, text = self.program.answer(f"{self.log}.ps", "ps", "--format", "json", self.name)
-        if status:
+        init = self.init
+        try:
+            below = psutil.Process(init).children(recursive=True) if init else []
+        except psutil.NoSuchProcess:
             return []
-        return [int(pid) for pid in jsontext.loads(text)]
+        return [init, *(one.pid for one in below)] if init else []
 
     @property
     def init(self) -> int:

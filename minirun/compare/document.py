@@ -1,9 +1,16 @@
-"""The comparison as JSON: every sample, times in milliseconds, sizes in bytes."""
+"""The comparison as JSON: every sample, times in milliseconds, sizes in bytes.
+
+`schema.json` beside this file says what stands in it.
+"""
 
 from __future__ import annotations
 
+import os
+
+from minirun.compare.disk import CACHE
 from minirun.compare.figures import Row
 from minirun.compare.result import SIDES
+from minirun.jsontext import read_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,6 +49,14 @@ def document(outcome: Outcome) -> dict[str, Any]:
             "steal": None if load is None else round(load.stolen, 4),
             "idle": None if load is None else load.idle,
         },
+        "storage": {
+            "directory": result.storage.directory,
+            "file_system": result.storage.kind,
+            "image": None if result.storage.why else "raw, sparse, ext4",
+            "cache": None if result.storage.why else CACHE,
+            "device": result.storage.device or None,
+            "not_compared": result.storage.why or None,
+        },
         "starting": [encode(row) for row in result.starting()],
         "phases": {
             title: [round(one, 3) for one in found] for title, found in result.phases.items()
@@ -59,6 +74,12 @@ def document(outcome: Outcome) -> dict[str, Any]:
         },
         "migration": outcome.migration,
     }
+
+
+def schema() -> str:
+    """Return the JSON schema of the document (draft 2020-12), as text."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "schema.json")
+    return read_bytes(path, "schema").decode()
 
 
 def encode(row: Row) -> dict[str, Any]:

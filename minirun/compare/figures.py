@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FEW = 3  # a spread of fewer says nothing
+FAR = 4  # times the wider spread: a difference that no further sample will undo
 
 
 class Summary:
@@ -63,6 +64,16 @@ class Row:
         if max(ours.spread, theirs.spread) >= difference:
             return "the spread exceeds the difference"
         return ""
+
+    @property
+    def settled(self) -> bool:
+        """Whether more samples would change nothing: the sides are far apart, or apart for good."""
+        ours, theirs = self.summary("container"), self.summary("vm")
+        if self.note:
+            return True
+        if ours is None or theirs is None or min(ours.count, theirs.count) < FEW:
+            return False
+        return FAR * max(ours.spread, theirs.spread) <= abs(ours.median - theirs.median)
 
     @property
     def ratio(self) -> float | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
+import psutil
+
 from minirun.compare.bpf import Unreadable, allowed
 from minirun.kernel import ptrace
 
@@ -100,23 +102,16 @@ def namespaces(pid: int) -> str:
     return f"{len(other)} of {len(found)}" + (f": {' '.join(other)}" if other else "")
 
 
-def status(pid: int) -> dict[str, str]:
-    """Return /proc/PID/status by its names; {} if the process has ended."""
-    try:
-        with open(f"/proc/{pid}/status") as file:
-            return {name: value.strip() for name, _, value in (li.partition(":") for li in file)}
-    except FileNotFoundError:
-        return {}
-
-
 def capabilities(pid: int) -> str:
     """Say how many capabilities a process has, and whether they count on the host."""
     try:
         own = os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user")
+        with open(f"/proc/{pid}/status") as file:
+            effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
     except OSError as error:
         return f"unknown ({(error.strerror or '').lower()})"
     where = "in a user namespace of its own" if own else "on the host"
-    return f"{_ones(status(pid).get('CapEff'))} {where}"
+    return f"{_ones(effective)} {where}"
 
 
 def _ones(mask: str | None) -> str:
@@ -125,8 +120,11 @@ def _ones(mask: str | None) -> str:
 
 def user(pid: int) -> str:
     """Say which user a process is to the host."""
-    uid = status(pid).get("Uid", "").split()[1:2]
-    return "unknown" if not uid else f"{uid[0]}{' (root)' if uid[0] == '0' else ''}"
+    try:
+        uid = psutil.Process(pid).uids().effective
+    except psutil.NoSuchProcess:
+        return "unknown (it has ended)"
+    return f"{uid} (root)" if uid == 0 else str(uid)
 
 
 def _devices(machine: Machine) -> str:

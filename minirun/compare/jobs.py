@@ -7,7 +7,13 @@ on both sides: a program that is missing would otherwise win.
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
 MARK = "@minirun "
+# Where the disk is, on either side; a machine that finds none sets the variable to nothing.
+DISK, DISK_PLACE = "MINIRUN_COMPARE_DISK", "/minirun-compare-disk"
 
 BOOT = 'echo "@minirun up"\n'
 # It counts what it sees, and then sleeps; a forgotten one ends by itself.
@@ -32,7 +38,8 @@ exec sleep 3600
 class Workload:
     """A piece of work: what it needs, what is prepared, timed, and said of its result.
 
-    `$d` is an empty directory on a tmpfs, `$n` the amount. `result` prints one word.
+    `$d` is an empty directory on a tmpfs, `$v` one on a disk, where it needs a `disk`; `$n` is the
+    amount. `result` prints what must be the same on both sides; nothing where the work failed.
     """
 
     def __init__(
@@ -42,10 +49,13 @@ class Workload:
         tools: str,
         amount: tuple[int, int],
         script: tuple[str, str, str],
+        *,
+        disk: bool = False,
     ) -> None:
         self.name, self.title, self.tools = name, title, tools.split()
         self.amount = amount  # as a whole, and quickly
         self.prepare, self.body, self.result = script
+        self.disk = disk
 
     def describe(self, *, quick: bool) -> str:
         """Give its title with the amount in it."""
@@ -54,6 +64,18 @@ class Workload:
 
 _INPUT = 'dd if=/dev/zero of="$d/in" bs=1048576 count="$n" 2>/dev/null'
 _DIGEST = 'sha256sum <"$d/out"'
+# So many bytes that are the same on both sides and hardly compress: the shell's own, repeated.
+_SEED = (
+    'cat /bin/sh >"$d/in"; while [ $(wc -c <"$d/in") -lt $((n * 1048576)) ]; do '
+    'cat "$d/in" "$d/in" >"$d/more"; mv "$d/more" "$d/in"; done'
+)
+_WRITE = 'dd if="$d/in" of="$v/out" bs=1048576 count="$n" conv=fsync 2>/dev/null'
+
+
+def _whole(path: str) -> str:
+    """Give the checksum of a file that has its `$n` MiB."""
+    return f'[ $(wc -c <"{path}") -eq $((n * 1048576)) ] && cksum <"{path}"'
+
 
 WORKLOADS = (
     Workload(
@@ -126,18 +148,55 @@ WORKLOADS = (
             'tail -c 65536 "$d/out" | sha256sum; wc -c <"$d/out"',
         ),
     ),
+    Workload(
+        "write",
+        "N MiB written to a file, and fsync (disk)",
+        "cat cksum dd mv wc",
+        (16, 4),
+        (_SEED, _WRITE, _whole("$v/out")),
+        disk=True,
+    ),
+    Workload(
+        "read",
+        "N MiB read back past the page cache (disk)",
+        "cat cksum dd mv wc",
+        (16, 4),
+        (
+            f"{_SEED}; {_WRITE}",
+            'dd if="$v/out" of="$d/back" bs=1048576 iflag=direct 2>/dev/null',
+            _whole("$d/back"),
+        ),
+        disk=True,
+    ),
+    Workload(
+        "sync",
+        "N processes that write 4 KiB anywhere in 4 MiB, and fsync (disk)",
+        "cksum dd wc",
+        (100, 20),
+        (
+            'dd if=/dev/zero of="$v/out" bs=1048576 count=4 conv=fsync 2>/dev/null; '
+            'dd if=/bin/sh of="$d/block" bs=4096 count=1 2>/dev/null',
+            "i=0; r=1; while [ $i -lt $n ]; do r=$(((r * 31 + 7) % 1021)); "
+            'dd if="$d/block" of="$v/out" bs=4096 seek=$r conv=notrunc,fsync 2>/dev/null; '
+            "i=$((i + 1)); done",
+            'cksum <"$v/out"',
+        ),
+        disk=True,
+    ),
 )
 
 
-def work(rounds: int, *, quick: bool) -> str:
-    """Return the script that does every workload `rounds` times."""
+def work(rounds: int, names: Collection[str], *, quick: bool) -> str:
+    """Return the script that does the workloads of these names, all of them `rounds` times."""
     lines = [
         'echo "@minirun up"',
         "d=/dev/shm/compare; mkdir -p $d",
+        f'v=${{{DISK}-{DISK_PLACE}}}; [ -z "$v" ] || mkdir -p "$v"',
         f"round=0; while [ $round -lt {rounds} ]; do",
     ]
     for one in WORKLOADS:
-        lines += _one(one, one.amount[quick])
+        if one.name in names:
+            lines += _one(one, one.amount[quick])
     return "\n".join([*lines, "round=$((round + 1)); done", 'echo "@minirun done"', ""])
 
 
@@ -148,11 +207,12 @@ def _one(one: Workload, amount: int) -> list[str]:
     return [
         "lacks=",
         *needs,
+        *([f'[ -n "$v" ] || lacks="{DISK}"'] if one.disk else ()),
         f'if [ -n "$lacks" ]; then echo "@minirun lacks {one.name} $lacks"; else',
         f"n={amount}; {one.prepare}",
         f'echo "@minirun begin {one.name}"',
         one.body,
         f'echo "@minirun end {one.name}"',
         f'echo "@minirun result {one.name}" $({one.result})',
-        'rm -f "$d"/*; fi',
+        'rm -f "$d"/* "${v:-$d}"/*; fi',
     ]

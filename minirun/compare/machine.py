@@ -8,6 +8,7 @@ import socket
 import time
 
 from minirun import jsontext
+from minirun.compare import disk
 from minirun.compare.child import Child
 from minirun.compare.guest import INIT
 from minirun.compare.session import Session, Talking
@@ -15,6 +16,7 @@ from minirun.errors import MinirunError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from minirun.compare.accelerator import Accelerator
@@ -57,8 +59,13 @@ class Plan:
         self.qemu, self.machine, self.accelerator = qemu, machine, accelerator
         self.kernel, self.memory = kernel, memory
 
-    def command(self, initrd: str, control: int, architecture: str) -> list[str]:
-        """Return QEMU's command line; `control` is the descriptor of its monitor's socket."""
+    def command(
+        self, initrd: str, control: int, architecture: str, images: Sequence[str] = ()
+    ) -> list[str]:
+        """Return QEMU's command line; `control` is the descriptor of its monitor's socket.
+
+        `images` are of one disk: see `disk.arguments`.
+        """
         cpu = "host" if self.accelerator.name == "kvm" else "max"
         x86 = " reboot=t" if architecture == "x86_64" else ""  # microvm has no other way to end
         kernel = f"console={_CONSOLE[architecture]} quiet loglevel=1 panic=-1{x86} rdinit=/{INIT}"
@@ -71,6 +78,7 @@ class Plan:
             "-kernel", self.kernel.path, "-initrd", initrd, "-append", kernel,
             "-chardev", f"socket,id=control,fd={control}", "-mon", "chardev=control,mode=control",
             "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
+            *disk.arguments(self.machine, images),
         ]
         # fmt: on
 
@@ -78,12 +86,12 @@ class Plan:
 class Machine(Talking):
     """One virtual machine. It stands still until `go`; `ready` is then, in monotonic seconds."""
 
-    def __init__(self, plan: Plan, initrd: str, log: str) -> None:
+    def __init__(self, plan: Plan, initrd: str, log: str, images: Sequence[str] = ()) -> None:
         self.session = Session()
         self.control, theirs = socket.socketpair()
         self.heard = b""
         with theirs:
-            command = plan.command(initrd, theirs.fileno(), os.uname().machine)
+            command = plan.command(initrd, theirs.fileno(), os.uname().machine, images)
             self.child = Child(command, log, [theirs.fileno()])
         self.ready = 0.0
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 
-from minirun.compare import jobs, usage
+import psutil
+
+from minirun.compare import disk, jobs, usage
 from minirun.compare.child import Silent
 from minirun.compare.contained import Container
+from minirun.compare.figures import FEW
 from minirun.compare.isolation import counts
-from minirun.compare.load import Attentive, Load, Ticks, averages
+from minirun.compare.load import Attentive, Load, Ticks
 from minirun.compare.machine import Machine
 from minirun.compare.result import Result
 from minirun.errors import MinirunError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from minirun.compare.contained import Program
+    from minirun.compare.disk import Storage
+    from minirun.compare.guest import Images
     from minirun.compare.machine import Plan
     from minirun.compare.place import Place
 
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Effort:
-    """How often things are done: starts of each side, sessions of work, rounds in each."""
+    """How often things are done at most: starts of each side, sessions of work, rounds in each."""
 
     def __init__(self, *, quick: bool) -> None:
         self.quick = quick
@@ -49,20 +54,22 @@ class Comparison:
         self,
         place: Place,
         sides: tuple[Program, Plan],
-        images: dict[str, str],
+        images: Images,
         effort: Effort,
         tell: Tell,
+        *,
+        storage: Storage,
     ) -> None:
-        self.place, self.images = place, images
+        self.place, self.images, self.storage = place, images, storage
         self.program, self.plan = sides
         plan = self.plan
         self.effort, self.tell = effort, tell
         self.limits = Limits(emulated=plan.accelerator.emulated)
-        self.result = Result()
+        self.result = Result(storage)
 
     def run(self) -> Result:
         """Measure everything. Raises MinirunError when one side does not run."""
-        self.result.averages = averages()
+        self.result.averages = psutil.getloadavg()
         before = Ticks()
         with Attentive():
             self._starts()
@@ -79,9 +86,9 @@ class Comparison:
         log = self.place.file(f"{name}.log")
         return self.place.start(lambda: Container(self.program, name, job, log))
 
-    def _machine(self, image: str) -> Machine:
+    def _machine(self, image: str, disks: Sequence[str] = ()) -> Machine:
         log = self.place.file(f"{self.place.name('m')}.log")
-        return self.place.start(lambda: Machine(self.plan, self.images[image], log))
+        return self.place.start(lambda: Machine(self.plan, image, log, disks))
 
     # ---------------------------------------------------------------- starting
 
@@ -91,9 +98,13 @@ class Comparison:
             if number < self.effort.containers:
                 self.tell(f"starting: container {number + 1} of {self.effort.containers}")
                 self._start_container()
-            if number < self.effort.machines:
+            if number < self.effort.machines and not self._started_enough(number):
                 self.tell(f"starting: machine {number + 1} of {self.effort.machines}")
                 self._start_machine()
+
+    def _started_enough(self, machines: int) -> bool:
+        """Whether no row of the start would change by further machines, each of which is dear."""
+        return machines >= FEW and all(row.settled for row in self.result.starting())
 
     def _start_container(self) -> None:
         one = self._container(jobs.BOOT)
@@ -106,7 +117,7 @@ class Comparison:
         self.place.release(one)
 
     def _start_machine(self) -> None:
-        one = self._machine("boot")
+        one = self._machine(self.images.boot)
         one.listen("up", self.limits.start)
         self._finish(one)
         marks, started = one.session.marks, one.child.started
@@ -133,19 +144,30 @@ class Comparison:
     # ---------------------------------------------------------------- working
 
     def _work(self) -> None:
-        script = jobs.work(self.effort.rounds, quick=self.effort.quick)
+        """Work in sessions; after the first only what is not settled is done again."""
+        modules = disk.modules(self.plan.kernel)
+        place = "" if self.storage.why else self.place.claim(self.storage.directory)
         for number in range(self.effort.sessions):
-            of = f"{number + 1} of {self.effort.sessions}"
+            rows = self.result.working(quick=self.effort.quick)
+            names = [row.key for row in rows if not row.settled]
+            if not names:
+                break
+            script = jobs.work(self.effort.rounds, names, quick=self.effort.quick)
+            of = f"{number + 1} of at most {self.effort.sessions}"
             self.tell(f"working: container {of}")
-            container = self._container(script)
-            self._hear(container, "container")
+            self._hear(self._container(script), "container")
             self.tell(f"working: machine {of}")
-            self._hear(self._machine("work"), "vm")
+            image = self.images.write("work", script, modules if place else None)
+            disks = [disk.make(f"{place}/{one}.img") for one in disk.DEVICES] if place else []
+            self._hear(self._machine(image, disks), "vm")
 
     def _hear(self, one: Container | Machine, side: str) -> None:
         one.listen("done", self.limits.work)
         self.place.release(one)
         self.result.work(side, one.session)
+        found = one.session.facts.get("disk")
+        if found:
+            self.storage.device = disk.DEVICES.get(found, found)
 
     # ---------------------------------------------------------------- standing idle
 
@@ -174,7 +196,7 @@ class Comparison:
 
     def _idle(self, side: str) -> Container | Machine:
         ours = side == "container"
-        one = self._container(jobs.INSPECT) if ours else self._machine("idle")
+        one = self._container(jobs.INSPECT) if ours else self._machine(self.images.idle)
         one.listen("idle", self.limits.start)
         return one
 
@@ -188,4 +210,4 @@ class Comparison:
         }
 
     def _sizes(self) -> None:
-        self.result.initrd = os.stat(self.images["boot"]).st_size
+        self.result.initrd = os.stat(self.images.boot).st_size

@@ -30,17 +30,24 @@ class Place:
     def __init__(self, base: str = RUN) -> None:
         self.base = base
         self.started: list[Container | Machine] = []
+        self.claimed: list[str] = []
         self.count = 0
         self.path = ""
 
     def __enter__(self) -> Place:
-        self.path = f"{self.base}/minirun-compare-{os.urandom(6).hex()}"
-        try:
-            os.mkdir(self.path, 0o700)
-            os.mkdir(f"{self.path}/state", 0o700)
-        except OSError as error:
-            raise MinirunError(f"{self.path}: {(error.strerror or '').lower()}") from None
+        self.path = self.claim(self.base)
         return self
+
+    def claim(self, base: str) -> str:
+        """Make a directory in `base` that goes with the place; return its path."""
+        path = f"{base}/minirun-compare-{os.urandom(6).hex()}"
+        with _Undisturbed():
+            try:
+                os.mkdir(path, 0o700)
+            except OSError as error:
+                raise MinirunError(f"{path}: {(error.strerror or '').lower()}") from None
+            self.claimed.append(path)
+        return path
 
     def name(self, kind: str) -> str:
         """Return a name that was not used here yet, and fits a container."""
@@ -72,7 +79,8 @@ class Place:
         with _Undisturbed():
             while self.started:
                 self.started.pop().end()
-            shutil.rmtree(self.path)
+            for path in self.claimed:
+                shutil.rmtree(path)
 
 
 class _Undisturbed:

@@ -21,8 +21,8 @@ NOTES = (
     "times: VM / container. A row is dropped where the spread exceeds the difference.",
     "PSS counts a shared page in parts. The VM has touched that much of its memory until now; of",
     "the container its own processes count (detached, it has none of minirun's). Files lie in",
-    "memory on both sides: no disk was compared. On disk: QEMU, its libraries and the kernel;",
-    "Python, minirun and their libraries.",
+    "memory on both sides, except for the rows marked disk. On disk: QEMU, its libraries and the",
+    "kernel; Python, minirun and their libraries.",
     "A system call counts as let through if the filter does so with arguments of 0.",
 )
 EMULATED = (
@@ -66,6 +66,7 @@ def _head(outcome: Outcome) -> list[str]:
         ("container", f"minirun run --rootfs, its defaults; kernel Linux {os.uname().release}"),
         ("machine", f"QEMU {outcome.qemu}, {plan.machine}, 1 CPU, {format_size(plan.memory)}"),
         ("", f"kernel {kernel.version or kernel.path}, {format_size(kernel.size)} on disk"),
+        ("disk", outcome.result.storage.words()),
         ("load", load_words(outcome)),
     ]
     lines = []

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from minirun.compare import figures
+from minirun.compare import figures, jobs
 from minirun.compare.figures import Row
 from minirun.compare.jobs import WORKLOADS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from minirun.compare.disk import Storage
     from minirun.compare.isolation import Count
+    from minirun.compare.jobs import Workload
     from minirun.compare.load import Load
     from minirun.compare.session import Session
 
@@ -24,7 +26,8 @@ TITLES = {
 class Result:
     """Times are gathered in seconds, sizes in bytes; `rows` gives milliseconds and bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
         self.times: dict[str, dict[str, list[float]]] = {}
         self.phases: dict[str, list[float]] = {}
         self.results: dict[str, dict[str, set[str]]] = {}
@@ -66,13 +69,23 @@ class Result:
         rows = []
         for one in WORKLOADS:
             row = self._timed(one.name, one.describe(quick=quick))
-            if one.name in self.lacks:
-                row.note = f"the root filesystem lacks {self.lacks[one.name]}"
-            elif not self.agrees(one.name):
-                row.note = "the results differ: not compared"
+            row.note = self._note(one)
+            if row.note:
                 row.samples = {side: [] for side in SIDES}
             rows.append(row)
         return rows
+
+    def _note(self, one: Workload) -> str:
+        """Say why a workload is not compared; "" if it is, or was not done yet."""
+        if one.disk and self.storage.why:
+            return self.storage.why
+        lacks = self.lacks.get(one.name)
+        if lacks == jobs.DISK:
+            return "the machine's kernel has no driver for its disk: virtio-blk or NVMe, and ext4"
+        if lacks:
+            return f"the root filesystem lacks {lacks}"
+        done = one.name in self.results
+        return "" if not done or self.agrees(one.name) else "the results differ: not compared"
 
     def agrees(self, name: str) -> bool:
         """Tell whether both sides had one and the same result of a workload, every time."""

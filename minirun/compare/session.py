@@ -43,7 +43,9 @@ class Session:
             if name in self._begun:
                 self.times.setdefault(name, []).append(when - self._begun.pop(name))
         elif word == "result":
-            self.results.setdefault(name, set()).add(value)
+            found = self.results.setdefault(name, set())
+            if value:
+                found.add(value)
         elif word == "lacks":
             self.lacks[name] = value
         elif word == "fact":

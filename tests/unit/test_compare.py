@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import os
 import shutil
 import signal
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minirun.cli.compare import check_files
-from minirun.compare import bootfile, bpf, chart, document, figures, guest, jobs, report
+from minirun.compare import bootfile, bpf, chart, disk, document, figures, guest, jobs, report
 from minirun.compare.accelerator import EMULATED, Accelerator, label
 from minirun.compare.bootfile import BootFile
 from minirun.compare.child import Child, Silent
@@ -166,6 +168,38 @@ def test_a_machine_gets_nodes_init_and_job(tree: Path) -> None:
     assert stat.S_ISDIR(found["proc"].mode)
 
 
+def test_a_machine_with_a_disk_gets_the_modules_for_it(tree: Path, tmp_path: Path) -> None:
+    images = guest.Images(str(tmp_path), str(tree))
+    without = entries(Path(images.boot).read_bytes())
+    assert b"mount -t ext4" not in without[guest.INIT].data and guest.MODULES not in without
+    path = images.write("work", "job", [("00-virtio.ko", b"\x7fELF")])
+    found = entries(Path(path).read_bytes())
+    assert found[f"{guest.MODULES}/00-virtio.ko"].data == b"\x7fELF"
+    assert b"mount -t ext4" in found[guest.INIT].data
+    assert stat.S_ISDIR(found[jobs.DISK_PLACE[1:]].mode)
+    checked = subprocess.run(["sh", "-n"], input=found[guest.INIT].data, check=False)
+    assert checked.returncode == 0
+
+
+def test_modules_lie_beside_the_kernel_in_the_order_of_loading(tmp_path: Path) -> None:
+    place = tmp_path / "lib/modules/6.1/kernel"
+    for path in ("fs/ext4/ext4.ko", "drivers/virtio/virtio.ko", "drivers/block/virtio_blk.ko.xz"):
+        (place / path).parent.mkdir(parents=True, exist_ok=True)
+        data = lzma.compress(b"elf") if path.endswith("xz") else b"elf"
+        (place / path).write_bytes(data)
+    (place / "fs/fuse.ko").write_bytes(b"no")
+    kernel = BootFile(str(tmp_path / "boot/vmlinuz-6.1"), 1, "6.1")
+    names = ["00-virtio.ko", "01-virtio_blk.ko", "02-ext4.ko"]
+    assert disk.modules(kernel) == [(name, b"elf") for name in names]
+    assert disk.modules(BootFile("/none/boot/vmlinuz", 1, "")) == []
+
+
+def test_a_disk_is_not_compared_with_memory() -> None:
+    assert disk.file_system("/proc/self") == "proc"
+    assert "no disk" in disk.lack("/dev/shm")
+    assert disk.lack("/none/there") == "/none/there does not exist yet"
+
+
 def test_a_root_filesystem_without_a_shell_is_refused(tree: Path) -> None:
     (tree / "bin/sh").unlink()
     root = os.open(tree, os.O_RDONLY | os.O_DIRECTORY)
@@ -179,18 +213,26 @@ def test_a_root_filesystem_without_a_shell_is_refused(tree: Path) -> None:
 # ---------------------------------------------------------------- jobs
 
 
+NAMES = {one.name for one in jobs.WORKLOADS}
+
+
+def here(text: str, place: Path) -> str:
+    """Let a script work in directories of the test's."""
+    disk_ = str(place / "v")
+    return text.replace("/dev/shm/compare", str(place / "d")).replace(jobs.DISK_PLACE, disk_)
+
+
 def script(text: str) -> str:
     done = subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=True)
     return done.stdout
 
 
 def test_work_says_what_it_did_and_the_same_each_time(tmp_path: Path) -> None:
-    text = jobs.work(2, quick=True).replace("/dev/shm/compare", str(tmp_path / "d"))
+    text = here(jobs.work(2, NAMES, quick=True), tmp_path)
     session = Session()
     for number, line in enumerate(script(text).splitlines()):
         session.take(float(number), line)
-    names = {one.name for one in jobs.WORKLOADS}
-    assert set(session.times) | set(session.lacks) == names
+    assert set(session.times) | set(session.lacks) == NAMES
     assert all(len(found) == 2 for found in session.times.values())
     assert all(len(found) == 1 for found in session.results.values())
     assert all("" not in found for found in session.results.values())
@@ -198,11 +240,37 @@ def test_work_says_what_it_did_and_the_same_each_time(tmp_path: Path) -> None:
 
 
 def test_a_tool_that_is_missing_is_named(tmp_path: Path) -> None:
-    text = jobs.work(1, quick=True).replace("/dev/shm/compare", str(tmp_path / "d"))
+    text = here(jobs.work(1, NAMES, quick=True), tmp_path)
     session = Session()
     for line in script(text.replace("command -v expr", "command -v no-such-tool")).splitlines():
         session.take(0.0, line)
     assert session.lacks == {"fork": "expr"} and "fork" not in session.times
+
+
+def test_only_the_work_that_was_asked_for_is_done(tmp_path: Path) -> None:
+    session = Session()
+    for line in script(here(jobs.work(1, ["shell", "sync"], quick=True), tmp_path)).splitlines():
+        session.take(0.0, line)
+    assert set(session.times) == {"shell", "sync"}
+    assert not list((tmp_path / "v").iterdir())
+
+
+def test_a_machine_without_a_disk_says_so(tmp_path: Path) -> None:
+    text = f"{jobs.DISK}=; {here(jobs.work(1, NAMES, quick=True), tmp_path)}"
+    session = Session()
+    for line in script(text).splitlines():
+        session.take(0.0, line)
+    disks = {one.name for one in jobs.WORKLOADS if one.disk}
+    assert session.lacks == dict.fromkeys(disks, jobs.DISK) and not set(session.times) & disks
+    assert not (tmp_path / "v").exists()
+
+
+def test_work_that_failed_has_no_result(tmp_path: Path) -> None:
+    text = here(jobs.work(1, ["read"], quick=True), tmp_path).replace("iflag=direct", "iflag=none")
+    session = Session()
+    for line in script(text).splitlines():
+        session.take(0.0, line)
+    assert session.results == {"read": set()} and not figures.agree([set(), set()])
 
 
 def test_a_session_reads_marks_amid_noise() -> None:
@@ -265,6 +333,17 @@ def test_a_row_that_counts_is_apart_by_more_than_it_varies(
     apart = abs(figures.Summary(ours).median - figures.Summary(theirs).median)
     widest = max(figures.Summary(ours).spread, figures.Summary(theirs).spread)
     assert (row.ratio is not None) == (apart > widest)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "settled"),
+    [([14, 15, 13], True), ([9, 8, 10], False), ([14, 15], False), ([], False)],
+)
+def test_what_is_settled_needs_no_more_samples(theirs: list[float], settled: bool) -> None:
+    row = Row("x", "x", "ms", [1, 2, 3], theirs)
+    assert row.settled is settled
+    row.note = "never"
+    assert row.settled
 
 
 def test_sizes_are_counted_once() -> None:
@@ -382,6 +461,11 @@ def test_the_machine_is_closed_and_without_a_disk(architecture: str) -> None:
     )
     assert "-accel kvm -cpu host" in text and "-m 256M" in text and f"rdinit=/{guest.INIT}" in text
     assert "-drive" not in words and "-netdev" not in words
+    two = plan("kvm").command("/i.cpio", 7, architecture, ["/0.img", "/1.img"])
+    assert [word for word in two if word.endswith("cache=none")] == [
+        "if=none,id=disk0,file=/0.img,format=raw,cache=none",
+        "if=none,id=disk1,file=/1.img,format=raw,cache=none",
+    ]
     assert ("ttyAMA0" in text) is (architecture == "aarch64")
 
 
@@ -419,7 +503,9 @@ def test_more_is_measured_without_quick() -> None:
 @pytest.fixture
 def outcome() -> Outcome:
     """A comparison of figures that were made up."""
-    result = Result()
+    storage = disk.Storage("/")
+    storage.why, storage.kind, storage.device = "", "ext4", "virtio-blk"
+    result = Result(storage)
     for number in range(5):
         shift = number * 0.5
         for key, short, long in (("first", 0.04, 2.0), ("payload", 0.04, 2.1), ("spent", 0.03, 2)):
@@ -477,6 +563,12 @@ def test_the_document_has_every_sample(outcome: Outcome) -> None:
     assert copy["agrees"] is False and copy["container"] is None and copy["ratio"] is None
     keys = [row["key"] for part in ("starting", "working", "holding") for row in found[part]]
     assert len(keys) == len(set(keys))
+    assert found["storage"]["device"] == "virtio-blk" and found["storage"]["cache"] == "none"
+    schema = json.loads(document.schema())
+    jsonschema.validate(found, schema)
+    del found["starting"][0]["ratio"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(found, schema)
 
 
 def test_the_chart_is_well_formed_and_has_a_bar_for_what_counts(outcome: Outcome) -> None:
