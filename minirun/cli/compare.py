@@ -10,6 +10,7 @@ import sys
 
 import click
 
+from minirun import tether
 from minirun.compare import accelerator, bootfile, chart, machine
 from minirun.compare.comparison import Outcome, compare, own_words
 from minirun.compare.document import document
@@ -85,6 +86,7 @@ def command(
             "compare needs root: it makes containers with root filesystems of the store",
             fix="sudo minirun compare",
         )
+    tether.require()
     check_files(json_file, chart_file)
     architecture = os.uname().machine
     found = store.find(store.data_directory(data, os.environ), rootfs)

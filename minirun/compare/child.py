@@ -39,7 +39,6 @@ class Child:
         self.cpu: float | None = None
         self.status = 0
         self.ended = 0.0
-        tether.require()
         parent = os.getpid()
         self.started = time.monotonic()
         self.pid = os.fork()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from lib import conformance, manpages, pages
 
 from minirun import recipe
-from minirun.plan import _HEADS as HEADS
+from minirun.plan import HEADS
 from minirun.step import name_of, sentence_of
 
 if TYPE_CHECKING:

@@ -610,7 +610,7 @@ def test_a_child_is_read_line_by_line_and_ended(tmp_path: Path) -> None:
     finally:
         child.end()
     child.end()
-    assert child.status == -9 and child.cpu is not None and child.cpu < 5
+    assert child.name == "sh" and child.status == -9 and child.cpu is not None and child.cpu < 5
     with pytest.raises(ProcessLookupError):
         os.kill(child.pid, 0)
 
