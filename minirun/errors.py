@@ -12,8 +12,8 @@
      └─ Unsupported              the kernel or the host lacks what was asked for
 
 `str(error)` is one machine line: lower case, no full stop, holding the words that engines match
-(README, "Errors"). `cause` and `fix` are for people and are printed on a terminal only: advice in
-a message that an engine parses would change the engine's exit code.
+(minirun(1), "ERRORS"). `cause` and `fix` are for people and are printed on a terminal only: advice
+in a message that an engine parses would change the engine's exit code.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _MS_SHARED, _MNT_DETACH = 1 << 20, 2
 ID = "differential"
 GROUP = f"/minirun/differential-{os.getpid()}"
-# What engines look for in messages: README.md, "Errors and exit codes".
+# What engines look for in messages: minirun(1), "ERRORS".
 WORDS = (
     "does not exist", "container not running", "already exists", "no such file or directory",
     "permission denied", "not a directory", "executable file not found", "cannot delete",

@@ -48,27 +48,53 @@ LAYERS = (
 # ---------------------------------------------------------------- the order of the steps
 
 
-def steps() -> str:
-    """Give the steps of create in the order of time, with the reason of each place."""
-    source = Path(recipe.__file__).read_text()
-    marks = _marks(source)
-    stages = {id(value): name for name, value in vars(recipe).items() if name.isupper()}
+def stages() -> str:
+    """List the processes that make a container, in turn, and between which steps each works."""
     lines: list[str] = []
-    head, number = "", 0
+    for head, functions in _turns():
+        count = "1 step" if len(functions) == 1 else f"{len(functions)} steps"
+        ends = [f"*{sentence_of(functions[at])}*" for at in {0: 0, len(functions) - 1: 0}]
+        lines.append(f"{len(lines) + 1}. **{head}**, {count}: {' … '.join(ends)}")
+    return "\n".join(lines)
+
+
+def _turns() -> Iterator[tuple[str, list[Step]]]:
+    """Give the steps of create in the order of time, parted where another process goes on."""
+    head: str | None = None
+    taken: list[Step] = []
     for stage, functions in recipe.CREATE:
-        if HEADS[stage] != head:
-            head = HEADS[stage]
-            lines += ["", f"**{head}**", ""]
-        name = stages[id(functions)]
+        if HEADS[stage] != head and head is not None:
+            yield head, taken
+            taken = []
+        head = HEADS[stage]
+        taken += functions
+    if head is not None:
+        yield head, taken
+
+
+def steps_page() -> str:
+    """Make minirun-steps(7): every step with its reason and the reason of its place."""
+    marks = _marks(Path(recipe.__file__).read_text())
+    names = {id(value): name for name, value in vars(recipe).items() if name.isupper()}
+    tuples = {name_of(one): names[id(stage)] for _, stage in recipe.CREATE for one in stage}
+    made: list[str] = []
+    number = 0
+    for head, functions in _turns():
+        made.append(f'.SS "{manpages.escape(head)}"')
         for function in functions:
             number += 1
-            lines.append(f"{number}. {_step(function, marks.get((name, name_of(function)), ''))}")
-    lines += ["", "**`exec`: in one process, which joins the container's namespaces**", ""]
-    lines += [
-        f"{number}. {_step(function, marks.get(('EXEC', name_of(function)), ''))}"
-        for number, function in enumerate(recipe.EXEC, 1)
+            mark = marks.get((tuples[name_of(function)], name_of(function)), "")
+            made += [f".IP {number}. 5", pages.inline(_step(function, mark))]
+    told = [
+        line
+        for at, function in enumerate(recipe.EXEC, 1)
+        for line in (
+            f".IP {at}. 5",
+            pages.inline(_step(function, marks.get(("EXEC", name_of(function)), ""))),
+        )
     ]
-    return "\n".join(lines[1:])
+    sections = {"CREATE, AND RUN": made, "EXEC": told}
+    return manpages.topic("steps", "the order in which a container is made", sections)
 
 
 def _step(function: Step, mark: str) -> str:
@@ -126,7 +152,7 @@ def _sentence(path: Path) -> str:
     return " ".join(text.partition("\n\n")[0].split()).removesuffix(".")
 
 
-PARTS: dict[str, Callable[[], str]] = {"steps": steps, "modules": modules}
+PARTS: dict[str, Callable[[], str]] = {"stages": stages, "modules": modules}
 
 
 # ---------------------------------------------------------------- the files
@@ -152,6 +178,7 @@ def documents() -> Iterator[tuple[Path, str]]:
         yield MAN / name, text
     for name, text in pages.pages():
         yield MAN / name, text
+    yield MAN / "minirun-steps.7", steps_page()
     yield MAN / "minirun-conformance.7", conformance.page()
 
 

@@ -69,17 +69,22 @@ def _overview() -> str:
     head = _head("minirun", "run containers, and tell what the kernel did", synopsis)
     told["PAGES"] = [
         line
-        for name in [*PAGES, "conformance"]
+        for name in [*PAGES, *_TOPICS]
         for line in (".TP", f"minirun\\-{escape(name)}(7)", inline(_about(name)))
     ]
     order = ("DESCRIPTION", "COMMANDS", "OPTIONS")
     return _page(head, told, order)
 
 
+# Pages that are made of tables, and what they are about.
+_TOPICS = {
+    "steps": "The order in which a container is made, step by step, with the reasons",
+    "conformance": "Each property of config.json and each flag of runc, with its tests",
+}
+
+
 def _about(name: str) -> str:
-    if name == "conformance":
-        return "Each property of config.json and each flag of runc, with its tests"
-    return learn.heading(learn._page(name))
+    return _TOPICS.get(name) or learn.heading(learn._page(name))
 
 
 def topic(name: str, summary: str, told: Sections) -> str:

@@ -104,6 +104,7 @@ def answers(place: Path, disk: Path, commands: list[str]) -> list[str]:
     script.append(f"echo {MARK}; echo $last")
     directory = place / "home"
     directory.mkdir()
+    (directory / "scripts").symlink_to(CHECKOUT / "scripts")
     given = {name: os.environ[name] for name in GIVEN if name in os.environ}
     done = subprocess.run(
         [*UNSHARE, "bash", "-c", "\n".join(script), "sh", str(disk)],

@@ -1,4 +1,4 @@
-"""What callers match in messages, and what they find in the log (README, "Errors")."""
+"""What callers match in messages, and what they find in the log (minirun(1), "ERRORS")."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from lib.pages import sections
 
+from minirun import recipe
 from minirun.cli import learn
 from minirun.cli.compare import command as compare
 from minirun.cli.virt import command as virt
@@ -124,6 +125,26 @@ def test_pages_of_an_unknown_form_are_refused() -> None:
 # ---------------------------------------------------------------- README.md
 
 
+def test_the_picture_shows_what_is_there() -> None:
+    picture = part("How it is built").split("```")[1]
+    named = re.findall(r"\b([a-z]+(?:/|\.py))", picture)
+    assert len(named) >= 20
+    assert [name for name in named if not (CHECKOUT / "minirun" / name).exists()] == []
+    layers = re.findall(r"^ \| ([a-z]+(?:/|\.py))", picture, re.M)
+    order = ["cli/", "engine/", "rootfs/", "network/", "container.py"]
+    assert layers == [*order, "recipe.py", "namespaces.py", "hooks.py", "kernel/"]
+    count = re.search(r"the order: (\d+) steps", picture)
+    assert count is not None
+    assert int(count[1]) == sum(len(functions) for _, functions in recipe.CREATE)
+    assert len({len(line) for line in picture.splitlines() if line.startswith(" |")}) == 1
+
+
+def test_the_commands_are_all_there() -> None:
+    told = part("The commands")
+    for name in [*VERBS, *HUMAN]:
+        assert re.search(rf"`{name}\b", told), name
+
+
 REFUSED: dict[str, dict[str, Any]] = {
     "vm": {"vm": {"kernel": {"path": "/k"}}},
 }
@@ -147,15 +168,16 @@ def test_fields_that_are_said_to_be_refused_are(field: str) -> None:
 
 
 def test_error_words_are_in_the_program() -> None:
-    rows = [row for row in part("Errors and exit codes").splitlines() if row.startswith("| `")]
-    words = [word for row in rows for word in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    text = (CHECKOUT / "scripts" / "lib" / "man" / "minirun.txt").read_text()
+    rows = re.findall(r"^(.+?):: ", part("ERRORS", text), re.M)
+    words = [word for row in rows for word in row.split(", ")]
     assert len(words) > 12
     sources = [path.read_text() for path in (CHECKOUT / "minirun").rglob("*.py")]
     # The kernel's own words, and one that begins with what varies.
     own = [
         word
         for word in words
-        if word not in ("no such file or directory", "invalid config: PATH: …")
+        if word not in ("no such file or directory", "invalid config: PATH: ...")
     ]
     assert [word for word in own if not any(word in text for text in sources)] == []
 
