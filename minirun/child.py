@@ -125,7 +125,7 @@ def _tell(setup: Setup, error: BaseException) -> None:
         "cause": error.cause if isinstance(error, MinirunError) else "",
         "fix": error.fix if isinstance(error, MinirunError) else "",
     }
-    if setup.image >= 0 and setup.result >= 0:
+    if setup.let_go and setup.result >= 0:
         Channel(-1, setup.result).send("error", payload)  # to `start`: create has ended
         return
     sync.send_events(setup)

@@ -153,7 +153,6 @@ def create(root: str, cid: str, launch: Launch) -> None:
         parent.create(setup)
         if any(setup.obstacle):
             container.save(obstacle=setup.obstacle)  # for `start`, if execve fails there
-        parent.await_trampoline(setup)
 
 
 def _open_fifo(container: Container, name: str) -> int:

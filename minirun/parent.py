@@ -42,6 +42,8 @@ def create(setup: Setup, meanwhile: Callable[[], None] | None = None) -> None:
                 "mounted": recipe.HOOKS,
             },
         )
+        if setup.fifo >= 0:
+            _await_trampoline(setup)
         follow("parent", recipe.SETTLE, setup)
     except BaseException as error:
         abandon(setup)
@@ -58,14 +60,15 @@ def create(setup: Setup, meanwhile: Callable[[], None] | None = None) -> None:
         raise
 
 
-def await_trampoline(setup: Setup) -> None:
+def _await_trampoline(setup: Setup) -> None:
     """Wait until the container's process has become what waits for start.
 
-    Until then it is the host's interpreter, at which an exec that does not wait could look.
+    Until then it is the host's interpreter, at which an exec that does not wait could look. An
+    agent (SCMP_ACT_NOTIFY) that answers for the calls on the way may take its time, as in runc; one
+    that has ended has them fail. Raises what the process tells instead.
     """
-    profile = setup.spec.linux.seccomp
-    if setup.spec.hooks.start_container or (profile is not None and profile.notifies):
-        return  # a sealed copy, until the hooks have run; an agent that may let execve wait
+    if setup.spec.hooks.start_container:
+        return  # a sealed copy, until the hooks have run
     assert setup.channel is not None
     try:
         setup.channel.receive()

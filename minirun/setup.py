@@ -108,8 +108,9 @@ class Setup:
         self.filter: Any = None  # syscallfilter.compile_filter
         self.agent = -1  # syscallfilter.connect_agent: the socket to the seccomp agent
         self.last_cap = 63  # highest capability of the kernel: capabilities.look
-        # plain_lines: terminal leaves \n as it is; in_cwd: program has entered the directory
-        self.setgroups_denied = self.in_cwd = self.plain_lines = False
+        # plain_lines: terminal leaves \n as it is; in_cwd: program has entered the directory;
+        # let_go: the word of start has come to sync.await_start
+        self.setgroups_denied = self.in_cwd = self.plain_lines = self.let_go = False
         self.console: int = -1  # terminal: descriptor of the socket that gets the pty's master
         self.console_size: tuple[int, int] | None = None
         self.pidfd_socket = -1  # outside.connect_pidfd_socket

@@ -79,3 +79,4 @@ def await_start(setup: Setup) -> None:
     libc.trace(lambda: f"read({setup.waiting_on}) = {word!r}")
     if word != WORD:
         raise ChannelClosed("the other process is gone")
+    setup.let_go = True

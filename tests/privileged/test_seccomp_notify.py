@@ -8,13 +8,16 @@ import json
 import os
 import platform
 import select
+import signal
 import socket
 import struct
+import subprocess
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runtime import good, until
+from runtime import LIMIT, good, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +50,8 @@ class Agent(threading.Thread):
         self.listener.listen()
         self.reader, self.stop = os.pipe()
         self.fds: list[int] = []
+        self.patience = 0.0  # seconds that an answer takes
+        self.leaves = False  # whether it lets go of each listener at once
 
     def run(self) -> None:
         while True:
@@ -64,7 +69,10 @@ class Agent(threading.Thread):
             text, fds, _, _ = socket.recv_fds(peer, 1 << 16, 4)
             while more := peer.recv(1 << 16):
                 text += more
-        self.fds += fds
+        if self.leaves:
+            os.close(fds[0])
+        else:
+            self.fds += fds
         self.messages.append({**json.loads(text), "descriptors": len(fds)})
 
     def _answer(self, fd: int) -> None:
@@ -77,6 +85,7 @@ class Agent(threading.Thread):
             return
         ident, pid, _, number, *_ = NOTIF.unpack(request)
         self.asked.append((pid, number))
+        time.sleep(self.patience)
         error, flags = (-errno.ENOMEDIUM, 0) if number in MKDIR else (0, CONTINUE)
         try:
             fcntl.ioctl(fd, SEND, bytearray(RESPONSE.pack(ident, 0, error, flags)))
@@ -147,6 +156,49 @@ def test_created_and_started_later(box: Box, agent: Agent, tmp_path: Path, nnp: 
     box.start()
     until(lambda: agent.asked)
     assert agent.asked[0][0] == message["pid"]
+
+
+@either
+def test_create_waits_for_an_agent_that_takes_its_time(
+    box: Box, agent: Agent, tmp_path: Path, nnp: bool
+) -> None:
+    """What it leaves is no interpreter: an exec could look at the host's (CVE-2019-5736)."""
+    agent.patience = 0.3
+    notify(box, tmp_path, "execveat", nnp=nnp)
+    box.process["args"] = ["/bin/true"]
+    box.create()
+    assert os.readlink(f"/proc/{box.pid}/exe").startswith("/memfd:")
+    assert len(agent.asked) == 1
+    box.start()
+
+
+@either
+def test_create_fails_when_the_agent_has_left(
+    box: Box, agent: Agent, tmp_path: Path, nnp: bool
+) -> None:
+    """And not `start`, which would find a container without a process."""
+    agent.leaves = True
+    notify(box, tmp_path, "execveat", nnp=nnp)
+    box.write()
+    done = box.call("create", "--bundle", str(box.bundle), box.id)
+    assert done.code == 1
+    assert "execveat(" in done.err
+    assert "function not implemented" in done.err
+    assert box.left() == []
+
+
+def test_a_create_that_is_ended_while_the_agent_thinks(
+    box: Box, agent: Agent, tmp_path: Path
+) -> None:
+    agent.patience = 2
+    notify(box, tmp_path, "execveat")
+    box.write()
+    words = box.words("create", "--bundle", str(box.bundle), box.id)
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as create:
+        until(lambda: agent.asked)
+        create.terminate()
+        assert create.wait(LIMIT) == 128 + signal.SIGTERM
+    assert box.left() == []
 
 
 @either
