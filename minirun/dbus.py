@@ -1,8 +1,8 @@
 """A D-Bus client, as far as asking systemd needs one: one connection, calls and signals.
 
-A library for it takes 22 ms to import, which engines would pay at every create, update and delete;
-this takes 1. Values are Python's, with a signature beside them; a variant is a pair of its
-signature and its value. Source: the D-Bus Specification 0.43.
+A library for it takes 22 ms to import, at every create, update and delete; this takes 1. Values are
+Python's, with a signature beside them; a variant is a pair of its signature and its value. Source:
+the D-Bus Specification 0.43.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import struct
 import time
 
 from minirun.errors import MinirunError
+from minirun.unixsocket import refuse_stranger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -275,7 +276,8 @@ def _unescaped(text: str) -> str:
 class Connection:
     """A connection to a bus, or to one peer where `bus` is False. Close it, or use `with`.
 
-    Every wait ends after `timeout` seconds with a MinirunError.
+    Every wait ends after `timeout` seconds with a MinirunError. So does a bus that is somebody
+    else's: its address comes from the environment, which sudo(8) may have been told to keep.
     """
 
     def __init__(self, address: str | bytes, *, bus: bool, timeout: float = TIMEOUT) -> None:
@@ -291,6 +293,7 @@ class Connection:
         try:
             self._socket.settimeout(timeout)
             self._socket.connect(address)
+            refuse_stranger(self._socket)
             self._authenticate()
             if bus:
                 bus_object = ("org.freedesktop.DBus", "/org/freedesktop/DBus")

@@ -48,6 +48,23 @@ def send_fd(socket_fd: int, fd: int, payload: bytes) -> None:
         sock.close()
 
 
+def refuse_stranger(sock: Any) -> None:
+    """Refuse a connected Unix socket whose listener is neither root nor the caller.
+
+    Of a socket that systemd listens at for another, that is systemd: unix(7), SO_PEERCRED. Raises
+    MinirunError.
+    """
+    import _socket
+
+    ucred = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)  # pid, uid, gid
+    uid = int.from_bytes(ucred[4:8], "little")
+    if uid not in (0, os.geteuid()):
+        raise MinirunError(
+            f"socket {sock.getpeername()!a} is not trusted: uid {uid} listens there",
+            cause="what it is told, and answers, is for root and the caller alone",
+        )
+
+
 def receive_fd(sock: Any) -> int:
     """Receive one descriptor, close-on-exec, from a connected Unix socket."""
     import _socket

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -269,3 +270,22 @@ def test_a_peer_that_hangs_up(tmp_path: Path) -> None:
         dbus.Connection(str(tmp_path / "bus"), bus=True, timeout=5)
     thread.join(5)
     listener.close()
+
+
+def test_a_peer_that_is_a_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a byte is sent to it, nor what it might answer read."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "bus"))
+        if os.geteuid() == 0:
+            # Whoever calls listen(2) is the peer: unix(7).
+            os.seteuid(65534)
+            listener.listen()
+            os.seteuid(0)
+        else:
+            listener.listen()
+            monkeypatch.setattr(os, "geteuid", lambda: 4242)
+        with pytest.raises(MinirunError, match="listens there"):
+            dbus.Connection(str(tmp_path / "bus"), bus=True, timeout=5)
+        client, _ = listener.accept()
+        with client:
+            assert client.recv(100) == b""
