@@ -57,9 +57,13 @@ def open_proxy(container: Container) -> Proxy | None:
     directory = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY, dir_fd=container.dirfd)
     try:
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
-        # By the descriptor: the path may be longer than the 107 bytes that unix(7) has for it.
-        sock.bind(f"/proc/self/fd/{directory}/{_NAME}")
-        os.chmod(_NAME, 0o777, dir_fd=directory)
+        # Born with its mode: a chmod(2) by name could be led to another file by who is inside.
+        mask = os.umask(0)
+        try:
+            # By the descriptor: the path may be longer than the 107 bytes that unix(7) has for it.
+            sock.bind(f"/proc/self/fd/{directory}/{_NAME}")
+        finally:
+            os.umask(mask)
     except OSError as error:
         raise MinirunError(f"cannot make the notify socket: {describe(error)}") from None
     finally:

@@ -6,6 +6,7 @@ shutil.rmtree follows no links but walks into what is mounted below; and it recu
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 
 from minirun.errors import MinirunError
@@ -13,11 +14,16 @@ from minirun.kernel.path import RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
 
 _WITHIN = RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS
 
+# include/uapi/linux/fs.h: ioctl_iflags(2)
+_FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS = 0x80086601, 0x40086602
+_PROTECTED = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
+
 
 class _Level:
     """A directory on the way down: its name, its identity, its sub-directories still to do."""
 
     def __init__(self, fd: int, name: str) -> None:
+        _unprotect(fd, ".")
         status = os.fstat(fd)
         self.name = name
         self.identity = (status.st_dev, status.st_ino)
@@ -51,6 +57,35 @@ def remove_tree(dirfd: int, name: str) -> None:
     finally:
         os.close(fd)
     os.rmdir(name, dir_fd=dirfd)
+
+
+def _unlink(dirfd: int, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=dirfd)
+    except PermissionError:
+        if not _unprotect(dirfd, name):
+            raise
+        os.unlink(name, dir_fd=dirfd)
+
+
+def _unprotect(dirfd: int, name: str) -> bool:
+    """Take the flags away that keep a file from being removed; False if it has none.
+
+    A container could set them with CAP_LINUX_IMMUTABLE, on tmpfs since Linux 6.6.
+    """
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dirfd)
+    except OSError:
+        return False
+    try:
+        flags = int.from_bytes(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8)), "little")
+        if flags & _PROTECTED:
+            fcntl.ioctl(fd, _FS_IOC_SETFLAGS, (flags & ~_PROTECTED).to_bytes(8, "little"))
+        return bool(flags & _PROTECTED)
+    except OSError:
+        return False  # a file system without them
+    finally:
+        os.close(fd)
 
 
 def _replace(old: int, new: int) -> int:
@@ -87,5 +122,5 @@ def _empty_of_files(fd: int) -> list[str]:
         if entry.is_dir(follow_symlinks=False):
             directories.append(entry.name)
         else:
-            os.unlink(entry.name, dir_fd=fd)
+            _unlink(fd, entry.name)
     return directories

@@ -290,22 +290,14 @@ class Container:
             try:
                 os.unlink(name, dir_fd=self.dirfd)
             except IsADirectoryError:
-                _remove_directory(self.dirfd, name)
+                from minirun.remove import remove_tree  # few have one
+
+                remove_tree(self.dirfd, name)
         rootfd = open_root(self.root, make=False)
         try:
             os.rmdir(self.id, dir_fd=rootfd)
         finally:
             os.close(rootfd)
-
-
-def _remove_directory(dirfd: int, name: str) -> None:
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | _NOFOLLOW, dir_fd=dirfd)
-    try:
-        for inner in os.listdir(fd):
-            os.unlink(inner, dir_fd=fd)
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=dirfd)
 
 
 def reserve(root: str, cid: str) -> Container:

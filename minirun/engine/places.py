@@ -14,7 +14,7 @@ import errno
 import os
 
 from minirun.errors import AlreadyExists, MinirunError, UsageError
-from minirun.rootfs.remove import remove_tree
+from minirun.remove import remove_tree
 from minirun.rootfs.store import check_trusted, data_directory
 
 _ID = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+.-")

@@ -15,8 +15,8 @@ import time
 from minirun import jsontext
 from minirun.errors import MinirunError, describe
 from minirun.kernel.file import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2, syncfs
+from minirun.remove import remove_tree
 from minirun.rootfs import store
-from minirun.rootfs.remove import remove_tree
 from minirun.rootfs.users import users
 
 TYPE_CHECKING = False

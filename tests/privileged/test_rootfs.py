@@ -27,8 +27,8 @@ from typing import Any
 import pytest
 
 from minirun.errors import MinirunError
+from minirun.remove import remove_tree
 from minirun.rootfs import busybox, change, download, install, pull, store
-from minirun.rootfs.remove import remove_tree
 
 pytestmark = pytest.mark.requires("root", "unshare")
 

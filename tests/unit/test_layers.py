@@ -19,7 +19,7 @@ LAYERS = {
     "kernel": "kernel",
     "words": """errors record refuse ranges spec jsontext units log step setup grammar options
         profiles precompiled precompile rootfsoptions __version__""",
-    "helpers": "inroot procfs idmap channel state blockdev dbus privilege tether unixsocket",
+    "helpers": "inroot procfs idmap channel remove state blockdev dbus privilege tether unixsocket",
     "facilities": """capabilities cgroups copyup devicefilter devicerules devices enosys
         executable filtercache hooks hostname joining keyrings labels memorypolicy mountoptions
         mounts namespaces netdevices outside payload personality program resctrl rlimits

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from minirun.errors import MinirunError, UsageError
+from minirun.remove import remove_tree
 from minirun.rootfs import store, users
-from minirun.rootfs.remove import remove_tree
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_data_directory_that_others_may_write_to_is_refused(
 
 
 def test_finding_loads_nothing_heavy() -> None:
-    code = "import sys; from minirun.rootfs import store, remove; print(*sys.modules)"
+    code = "import sys, minirun.remove; from minirun.rootfs import store; print(*sys.modules)"
     command = [
         sys.executable,
         "-ISB",
