@@ -8,7 +8,7 @@ import stat
 
 from minirun.criu.messages import CGROUP_MODES
 from minirun.criu.service import FIRST
-from minirun.errors import MinirunError
+from minirun.errors import ConfigError, MinirunError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,7 +97,6 @@ class Images:
 
     def options(self, spec: Spec, root: str, log_file: str) -> dict[str, Any]:
         """Make the options of CRIU that dump and restore have in common."""
-        config = spec.annotations.get(CONFIG_ANNOTATION, CONFIG_FILE)
         shared = ("ext_unix_sk", "file_locks", "lazy_pages", "shell_job", "tcp_established")
         return {
             "images_dir_fd": FIRST,
@@ -112,7 +111,7 @@ class Images:
             "empty_ns": _CLONE_NEWNET,
             "orphan_pts_master": True,
             "auto_dedup": self.flag("auto_dedup"),
-            "config_file": config or None,
+            "config_file": config_file(spec),
             **{name: self.flag(name) for name in shared},
         }
 
@@ -128,6 +127,24 @@ class Images:
         told = MinirunError(f"{error.message}, log file: {path}", cause=cause, fix=error.fix)
         told.exit_code = error.exit_code
         return told
+
+
+def config_file(spec: Spec) -> str | None:
+    """Name the file of further options that CRIU reads; None for none.
+
+    Raises ConfigError for one that CRIU would take for another, or silently do without.
+    """
+    path = spec.annotations.get(CONFIG_ANNOTATION, CONFIG_FILE)
+    where = f"annotations.{CONFIG_ANNOTATION}"
+    if path and not path.startswith("/"):
+        raise ConfigError(
+            where,
+            f"{path!a} must be an absolute path",
+            cause="CRIU would look for it wherever it happens to be started",
+        )
+    if CONFIG_ANNOTATION in spec.annotations and path and not os.path.isfile(path):
+        raise ConfigError(where, f"{path!a} is not a file")
+    return path or None
 
 
 def _end_of(path: str) -> bytes:

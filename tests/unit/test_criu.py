@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from minirun import cli, container
 from minirun.cli import checkpoint
 from minirun.criu import messages, protobuf, service
-from minirun.criu.images import Images
-from minirun.errors import MinirunError, Unsupported
+from minirun.criu.images import Images, config_file
+from minirun.errors import ConfigError, MinirunError, Unsupported
 from minirun.launcher import SAFE_PATH
 from minirun.spec import Spec
 
@@ -217,13 +217,31 @@ def test_what_fails_before_it_is_criu(criu: StandIn, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- options
 
 
+def configured(path: str) -> Spec:
+    return Spec.decode({"ociVersion": "1.0.0", "annotations": {"org.criu.config": path}})
+
+
+def test_its_own_configuration() -> None:
+    """A relative path means another file in each directory that minirun is called from."""
+    assert config_file(Spec.decode({"ociVersion": "1.0.0"})) == "/etc/criu/minirun.conf"
+    assert config_file(configured("")) is None
+    for path in ("my.conf", "./my.conf", "../my.conf"):
+        with pytest.raises(ConfigError, match="must be an absolute path"):
+            config_file(configured(path))
+    for path in ("/nowhere/my.conf", "/dev/null", "/etc"):
+        with pytest.raises(ConfigError, match="is not a file"):
+            config_file(configured(path))
+
+
 def test_options_of_both(tmp_path: Path) -> None:
-    spec = Spec.decode({"ociVersion": "1.0.0", "annotations": {"org.criu.config": "/my.conf"}})
+    conf = tmp_path / "my.conf"
+    conf.touch()
+    spec = configured(str(conf))
     images = Images(str(tmp_path / "i"), str(tmp_path / "w"), cgroups_mode="full", shell_job=True)
     with images:
         options = images.options(spec, "/root", "x.log")
     assert (options["images_dir_fd"], options["work_dir_fd"]) == (4, 5)
-    assert options["config_file"] == "/my.conf"
+    assert options["config_file"] == str(conf)
     assert (options["manage_cgroups_mode"], options["shell_job"]) == (4, True)
     assert (tmp_path / "i").stat().st_mode & 0o777 == 0o700
     assert protobuf.decode(protobuf.encode(options, messages.OPTIONS), messages.OPTIONS) == options
