@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import CodeType
     from typing import Any
 
-    Entry = tuple[bool, str, int, int, int, int, tuple[str, ...]]
+    Entry = tuple[bool, str, int, int, int, int, tuple[str, ...], bytes]
 
 # What engine verbs load; reading the file is paid for by its size.
 DIRECTORIES = (".", "cgroups", "cli", "kernel", "mounts")
@@ -36,9 +36,13 @@ def main() -> None:
     target = precompiled.path()
     os.makedirs(os.path.dirname(target), exist_ok=True)
     unfinished = f"{target}.{os.getpid()}"
-    with open(unfinished, "wb") as file:
-        file.write(archive(precompiled.PACKAGE))
-    os.replace(unfinished, target)
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(archive(precompiled.PACKAGE))
+        os.replace(unfinished, target)
+    except BaseException:
+        os.unlink(unfinished)
+        raise
 
 
 def archive(package: str) -> bytes:
@@ -59,9 +63,11 @@ def archive(package: str) -> bytes:
     boot = codes[precompiled.__name__]
     head = _index(package, names, needed, codes, 0)
     # Marshalled integers have one size up to 2**31: the second index is as long as the first.
-    head = _index(package, names, needed, codes, precompiled.SIZES + len(boot) + len(head))
+    head = _index(package, names, needed, codes, precompiled.HEAD + len(boot) + len(head))
     sizes = len(boot).to_bytes(4, "little") + len(head).to_bytes(4, "little")
-    return b"".join((precompiled.MAGIC, sizes, boot, head, *codes.values()))
+    sums = precompiled.check(boot), precompiled.check(head)
+    first = precompiled.MARK + sums[0] + precompiled.INTERPRETER + sizes + sums[1]
+    return b"".join((first, boot, head, *codes.values()))
 
 
 def _index(
@@ -77,7 +83,9 @@ def _index(
         status = os.stat(f"{package}/{relative}")
         end = start + len(code)
         is_package = relative.endswith("__init__.py")
-        found = (status.st_mtime_ns, status.st_size, start, end, needed[name])
+        found = (
+            status.st_mtime_ns, status.st_size, start, end, needed[name], precompiled.check(code),
+        )  # fmt: skip
         index[name] = (is_package, relative, *found)
         start = end
     return marshal.dumps(index)

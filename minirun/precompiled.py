@@ -1,12 +1,17 @@
 """Loads minirun's modules from one file, which `minirun.precompile` wrote when it was installed.
 
 An engine verb is short: finding, reading and checking 80 .pyc files, and what they hold for readers
-alone, is a fifth of its time. The file lies beside the .pyc files, is trusted as they are, and is
-valid as they are: for this interpreter, and module by module while the source has the time and size
-that it had. What is not in it is imported as usual; so is all with --debug, for the line numbers.
+alone, is a fifth of its time. The file lies beside the .pyc files and is valid as they are: for
+this interpreter, and module by module while the source has the time and size that it had. It must
+belong to the owner of the sources, and nobody else may write to it; what is cut off or damaged does
+not fit its check sum. What is not in it, or not valid, is imported as usual; so is all with
+--debug, for the line numbers.
 
-    MAGIC       8 bytes of ours, 4 of this interpreter's .pyc files: marshal's format changes
-    sizes       of the two parts that follow, 4 bytes each
+    MARK        8 bytes
+    check sum   of boot, 8 bytes: `check`
+    interpreter 4 bytes of its .pyc files: marshal's format changes
+    sizes       of boot and index, 4 bytes each
+    check sum   of index
     boot        this module: the installed command begins with it, before any module is looked for
     index       see `Finder`
     codes       in the order in which `run` loads them
@@ -24,13 +29,13 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-    Entry = tuple[bool, str, int, int, int, int, tuple[str, ...]]
+    Entry = tuple[bool, str, int, int, int, int, tuple[str, ...], bytes]
 
-# What this interpreter writes at the head of its .pyc files.
 _external = sys.modules["_frozen_importlib_external"]
 _bootstrap = sys.modules["_frozen_importlib"]
-MAGIC = b"minirun\n" + _external.MAGIC_NUMBER
-SIZES = len(MAGIC) + 8
+MARK = b"minirun\n"
+INTERPRETER: bytes = _external.MAGIC_NUMBER
+HEAD = 36  # bytes before boot
 
 PACKAGE = os.path.dirname(__file__)
 
@@ -40,6 +45,17 @@ _WINDOW = 1 << 16  # read at once: small enough for malloc(3) to use the same me
 def path() -> str:
     """Name the file for this version of the interpreter."""
     return f"{PACKAGE}/__pycache__/minirun.{sys.implementation.cache_tag}.code"
+
+
+def check(data: bytes) -> bytes:
+    """Return the check sum of a part: SipHash, as .pyc files have it that are checked by hash."""
+    found: bytes = sys.modules["_imp"].source_hash(0, data)
+    return found
+
+
+def _ours(status: os.stat_result) -> bool:
+    """Whether only who can change the sources can have written a file."""
+    return status.st_uid == os.stat(PACKAGE).st_uid and not status.st_mode & 0o022
 
 
 def use() -> None:
@@ -83,7 +99,8 @@ class Finder:
     """Finder and loader of the modules in the index, which knows for each
 
     whether it is a package, its source's path below the package, that file's time in nanoseconds
-    and size, where its code begins and ends, and which others of the index it imports at once.
+    and size, where its code begins and ends, which others of the index it imports at once, and its
+    code's check sum.
     """
 
     def __init__(self, path: str, identity: tuple[int, int], index: Mapping[str, Entry]) -> None:
@@ -95,23 +112,26 @@ class Finder:
 
     @classmethod
     def of(cls, path: str) -> Finder | None:
-        """Open a file; None if it is not there, or not for this interpreter."""
+        """Open a file; None if it is not there, damaged, another's, or for another interpreter."""
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # O_NONBLOCK: what is no file must not keep us waiting.
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             return None
         try:
             status = os.fstat(fd)
             data = os.read(fd, _WINDOW)
-            if not data.startswith(MAGIC) or len(data) < SIZES:
+            if not (data.startswith(MARK) and data[16:20] == INTERPRETER and _ours(status)):
                 return None
-            boot = int.from_bytes(data[-8 + SIZES : -4 + SIZES], "little")
-            size = int.from_bytes(data[-4 + SIZES : SIZES], "little")
-            start = SIZES + boot
-            index = data[start : start + size] if start + size <= len(data) else b""
-            index = index or os.pread(fd, size, start)
+            start = HEAD + int.from_bytes(data[20:24], "little")
+            end = start + int.from_bytes(data[24:28], "little")
+            index = data[start:end] if end <= len(data) else os.pread(fd, end - start, start)
+        except OSError:
+            return None
         finally:
             os.close(fd)
+        if check(index) != data[28:HEAD]:
+            return None
         identity = (status.st_ino, status.st_mtime_ns)
         return cls(path, identity, marshal.loads(index))  # noqa: S302 - ours, as .pyc are
 
@@ -140,7 +160,7 @@ class Finder:
         entry = self.index.get(name)
         if entry is None:
             return None
-        package, relative, time, size, _start, _end, _imports = entry
+        package, relative, time, size, *_ = entry
         source = f"{PACKAGE}/{relative}"
         try:
             status = os.stat(source)
@@ -160,11 +180,21 @@ class Finder:
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the module's code in it, the modules that it imports being there."""
-        start, end, imports = self.index[module.__name__][4:]
+        start, end, imports, expected = self.index[module.__name__][4:]
         for name in imports:
             if name not in sys.modules:
                 self._load(name)
-        exec(marshal.loads(self.code(start, end)), module.__dict__)  # noqa: S302
+        try:
+            data = self.code(start, end)
+        except (ImportError, OSError):
+            data = b""
+        if check(data) == expected:
+            code = marshal.loads(data)  # noqa: S302 - ours, as .pyc are
+        else:
+            # The source is still the one that the index is of: `find_spec`.
+            name = module.__name__
+            code = _external.SourceFileLoader(name, module.__file__).get_code(name)
+        exec(code, module.__dict__)
 
     def _load(self, name: str) -> None:
         """Import a module as the import system does, which takes 0.03 ms more for each.

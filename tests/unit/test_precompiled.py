@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,12 +88,11 @@ def test_modules_look_as_if_imported_from_their_sources(copy: Path) -> None:
     assert fast == usual
 
 
-def test_the_command_begins_with_the_file(copy: Path) -> None:
-    """As scripts/install writes it: even the first modules come from the file."""
+def begin(copy: Path) -> dict[str, Any]:
+    """Look at what is loaded when the command begins as scripts/install writes it."""
     script = (SOURCE.parent / "scripts/install").read_text()
-    start = script.index("try:\n    with open(")
+    start = script.index('head = b""\n')
     boot = script[start : script.index("\nLAUNCHER\n", start)]
-    assert "marshal.loads(head[20:])" in boot
     look_more = _LOOK.replace("from minirun import precompiled\nprecompiled.use()", boot)
     code = look_more.replace("import json, sys\n", "import json, sys\npackage = sys.argv[2]\n")
     done = subprocess.run(
@@ -99,8 +100,16 @@ def test_the_command_begins_with_the_file(copy: Path) -> None:
         check=True,
         capture_output=True,
         text=True,
+        timeout=30,
     )
-    found = json.loads(done.stdout)
+    assert done.stderr == ""
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_the_command_begins_with_the_file(copy: Path) -> None:
+    """Even the first modules come from it."""
+    found = begin(copy)
     assert {"minirun", "minirun.precompiled", "minirun.recipe"} <= set(found["from_file"])
     usual = look(copy)
     begun = found["attributes"].pop("minirun.precompiled")
@@ -189,6 +198,85 @@ def test_a_touched_source_wins(copy: Path) -> None:
 def test_a_file_of_another_interpreter_is_ignored(copy: Path, content: bytes) -> None:
     code_file(copy).write_bytes(content)
     assert look(copy)["from_file"] == []
+
+
+def parts(content: bytes) -> tuple[int, int]:
+    """Tell where the boot ends, and where the index does."""
+    boot, index = (int.from_bytes(content[20 + at : 24 + at], "little") for at in (0, 4))
+    return precompiled.HEAD + boot, precompiled.HEAD + boot + index
+
+
+@pytest.mark.parametrize("where", ["head", "boot", "index", "codes"])
+@pytest.mark.parametrize("how", ["cut", "bytes"])
+def test_a_damaged_file(copy: Path, where: str, how: str) -> None:
+    """The sources serve in its place; unmarshalling it would raise anything, or crash."""
+    content = bytearray(code_file(copy).read_bytes())
+    boot, index = parts(bytes(content))
+    at = {"head": 22, "boot": boot - 100, "index": index - 100, "codes": index + 100}[where]
+    if how == "cut":
+        del content[at:]
+    else:
+        content[at : at + 9] = b"\xe3" * 9
+    code_file(copy).write_bytes(content)
+    usable = where == "codes"
+    for found, expected in (
+        (begin(copy), usable),
+        (look(copy), usable or (where, how) == ("boot", "bytes")),  # which has begun already
+    ):
+        assert found["spec"] == repr(spec.Spec.decode({"ociVersion": "1.0.2", "hostname": "web"}))
+        assert bool(found["from_file"]) == expected
+
+
+def test_a_damaged_module_is_the_sources(copy: Path) -> None:
+    finder = precompiled.Finder.of(str(code_file(copy)))
+    assert finder is not None
+    start, end = finder.index["minirun.kernel.libc"][4:6]
+    with code_file(copy).open("r+b") as file:
+        file.seek((start + end) // 2)
+        file.write(bytes(20))
+    assert look(copy)["stripped"] != [None, {}]
+
+
+def test_a_file_that_goes_meanwhile(copy: Path) -> None:
+    """As an installation replaces it; what was found in it is loaded from its source."""
+    gone = "from minirun import precompiled; precompiled.use(); import os, sys\n"
+    gone += "from minirun import errors; os.unlink(precompiled.path())\n"
+    gone += "sys.meta_path[0].window = b''; from minirun import spec; print(spec.__file__)"
+    code = "import sys; sys.path.insert(0, sys.argv[1])\n" + gone
+    done = subprocess.run(
+        [sys.executable, "-ISB", "-c", code, copy], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(copy / "minirun/spec.py")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "link", "group", "everybody", "another's"])
+def test_a_file_that_is_not_ours(copy: Path, kind: str) -> None:
+    """Code of somebody else's is not run, not even to be refused."""
+    path = code_file(copy)
+    if kind in ("fifo", "directory", "link"):
+        path.unlink()
+        make = {"fifo": os.mkfifo, "directory": os.mkdir, "link": lambda p: os.symlink("/x", p)}
+        make[kind](path)
+    elif kind == "another's":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give files away")
+        os.chown(path, 4242, -1)
+    else:
+        path.chmod(0o664 if kind == "group" else 0o646)
+    assert look(copy)["from_file"] == begin(copy)["from_file"] == []
+
+
+def test_a_disk_that_is_full_leaves_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precompiled, "PACKAGE", str(copy / "minirun"))
+    before = code_file(copy).read_bytes()
+
+    def full(_package: str) -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(precompile, "archive", full)
+    with pytest.raises(OSError, match="No space"):
+        precompile.main()
+    assert [one.read_bytes() for one in code_file(copy).parent.iterdir()] == [before]
 
 
 def test_without_the_file_all_is_as_usual(copy: Path) -> None:
