@@ -45,7 +45,8 @@ _KEPT_PREFIXES = ("LC_", "MINIRUN_")
 # The loader, the C library or the interpreter act on these: never kept, not even when asked for.
 _DANGEROUS = frozenset(
     """GCONV_PATH GETCONF_DIR GLIBC_TUNABLES HOSTALIASES LOCALDOMAIN LOCPATH NIS_PATH NLSPATH
-    RES_OPTIONS RESOLV_HOST_CONF TZDIR OPENSSL_CONF OPENSSL_MODULES _MINIRUN_SEALED
+    RES_OPTIONS RESOLV_HOST_CONF TZDIR OPENSSL_CONF OPENSSL_MODULES __PYVENV_LAUNCHER__
+    _MINIRUN_SEALED
     """.split()  # noqa: SIM905
 )
 _DANGEROUS_PREFIXES = ("LD_", "PYTHON", "MALLOC_")
@@ -67,7 +68,18 @@ def main() -> NoReturn:
 def console_script() -> NoReturn:
     """Start the program again in an isolated interpreter; for entries that are not."""
     boot = f"import sys; sys.path += {_import_paths()!r}; from minirun.launcher import main; main()"
-    os.execve(sys.executable, [sys.executable, "-ISB", "-c", boot, *sys.argv[1:]], os.environ)
+    scrub_environment()
+    program = interpreter()
+    os.execve(program, [program, "-ISB", "-c", boot, *sys.argv[1:]], os.environ)
+
+
+def interpreter() -> str:
+    """Return the path of this interpreter's file.
+
+    sys.executable is what __PYVENV_LAUNCHER__ or PYTHONEXECUTABLE say, even of an isolated one
+    (CPython, Modules/getpath.py).
+    """
+    return os.readlink("/proc/self/exe").removesuffix(" (deleted)")
 
 
 def start(argv: Sequence[str], *, check: bool) -> NoReturn:
@@ -78,11 +90,29 @@ def start(argv: Sequence[str], *, check: bool) -> NoReturn:
     # Making the modules' functions and classes, all of which stay, sets it off again and again:
     # 11 ms. The verbs for people turn it on again.
     gc.disable()
-    precompiled.use()
     try:
+        open_streams()
+        precompiled.use()
         _leave(_start(argv, check=check))
     except KeyboardInterrupt:
         sys.exit(128 + 2)
+    except Exception as error:  # noqa: BLE001 - not even the means to tell errors could be loaded
+        what = "cannot allocate memory" if isinstance(error, MemoryError) else f"{error!a}"
+        os.write(2, f"minirun: {what}\n".encode())
+        os._exit(1)
+
+
+def open_streams() -> None:
+    """Have /dev/null where the caller has closed a standard stream.
+
+    Else the next file to be opened would be taken for it, and what is said be written there.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # The lowest number that is free: open(2).
+            os.set_inheritable(os.open("/dev/null", os.O_RDWR | os.O_NOCTTY), True)
 
 
 def _leave(status: int) -> NoReturn:
@@ -97,10 +127,9 @@ def _leave(status: int) -> NoReturn:
 
 def _start(argv: Sequence[str], *, check: bool) -> int:
     try:
-        if private_executable():
-            name_process()
-        elif check and os.geteuid() == 0:
+        if not private_executable() and check and os.geteuid() == 0:
             refuse_writable(code_paths())
+        name_process()
     except (MinirunError, OSError) as error:
         from minirun.cli import fail_early
 
@@ -147,7 +176,7 @@ def private_executable() -> bool:
 
 
 def name_process() -> None:
-    """Give the process its name back; it bears the number of the descriptor it was started from."""
+    """Give the process its name: env(1) has it "python3", a descriptor its number."""
     fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
     os.write(fd, b"minirun")
     os.close(fd)
@@ -174,7 +203,7 @@ def become_sealed(argv: Sequence[str]) -> NoReturn:
     environment = clean_environment(os.environ, asked_for(argv))
     environment[guard] = "1"
     # argv[0] must stay the path: the interpreter finds its library from there.
-    os.execve(sealed_copy(), [sys.executable, *sys.orig_argv[1:]], environment)
+    os.execve(sealed_copy(), [interpreter(), *sys.orig_argv[1:]], environment)
 
 
 def sealed_copy(path: str = "/proc/self/exe") -> int:
@@ -256,7 +285,8 @@ def code_paths() -> list[str]:
     """List the files and directories that this program's code comes from."""
     compiled = precompiled.path()
     return [
-        sys.executable,
+        interpreter(),
+        *[path for path in sys.orig_argv[:1] if os.path.isabs(path)],  # a link to it
         os.path.dirname(os.__file__),
         os.path.dirname(os.path.abspath(__file__)),
         *[path for path in (os.path.dirname(compiled), compiled) if os.path.exists(path)],

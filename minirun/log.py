@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 STDERR = 2
 
 # A full disk, a closed pipe or descriptor: there is nobody left to tell.
-_NOBODY_LEFT = (errno.EPIPE, errno.EBADF, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN)
+_NOBODY_LEFT = (
+    errno.EPIPE, errno.EBADF, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EAGAIN,
+)  # fmt: skip
 
 
 class _Sink:

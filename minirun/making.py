@@ -145,11 +145,15 @@ def create(root: str, cid: str, launch: Launch) -> None:
     launch.detach = True
     container, setup = begin(root, cid, launch, events=False)
     with container:
-        for name in (state.FIFO, state.RESULT):
-            os.mkfifo(name, 0o600, dir_fd=container.dirfd)
-        # Both ends at once: the child never meets the end of file, and waits.
-        setup.fifo = _open_fifo(container, state.FIFO)
-        setup.result = _open_fifo(container, state.RESULT)
+        try:
+            for name in (state.FIFO, state.RESULT):
+                os.mkfifo(name, 0o600, dir_fd=container.dirfd)
+            # Both ends at once: the child never meets the end of file, and waits.
+            setup.fifo = _open_fifo(container, state.FIFO)
+            setup.result = _open_fifo(container, state.RESULT)
+        except BaseException:
+            parent.roll_back(setup)
+            raise
         parent.create(setup)
         if any(setup.obstacle):
             container.save(obstacle=setup.obstacle)  # for `start`, if execve fails there
@@ -173,17 +177,18 @@ def run(
     container, setup = begin(root, cid, launch, events=explain is not None)
     with container:
         console = proxy = None
-        if setup.process.terminal:
-            from minirun.foreground import console_of
-
-            console = console_of(setup)
         try:
+            if setup.process.terminal:
+                from minirun.foreground import console_of
+
+                console = console_of(setup)
             if os.environ.get("NOTIFY_SOCKET"):
                 from minirun.notifysocket import open_proxy
 
                 proxy = open_proxy(container)
             parent.create(setup, meanwhile=_load_running)
         except BaseException:
+            parent.roll_back(setup)  # where `parent.create` has not done it
             if explain is not None:
                 explain(events_of(setup))  # what was done until it failed
             raise

@@ -35,7 +35,9 @@ def prepare(container: Container, setup: Setup) -> None:
     """Give a container that is to be created a socket, if our caller has one for us."""
     if not os.environ.get("NOTIFY_SOCKET"):
         return
-    os.mkdir(DIRECTORY, 0o755, dir_fd=container.dirfd)
+    os.mkdir(DIRECTORY, dir_fd=container.dirfd)
+    # For every user of the container, whatever our own mask.
+    os.chmod(DIRECTORY, 0o755, dir_fd=container.dirfd)
     mount = Mount(
         destination=_INSIDE,
         source=os.path.join(container.path, DIRECTORY),

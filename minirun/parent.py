@@ -251,6 +251,18 @@ def abandon(setup: Setup) -> None:
             except ChildProcessError:
                 continue
     setup.outer_pid = setup.pid = 0
+    _let_go(setup)
+
+
+def _let_go(setup: Setup) -> None:
+    """Close descriptors, as room for what the undoing opens: there may be no more (EMFILE)."""
+    for kept in (setup.sources, setup.device_sources, setup.namespaces):
+        while kept:
+            os.close(kept.popitem()[1])
+    for fd in (setup.fifo, setup.result):
+        if fd >= 0:
+            os.close(fd)
+    setup.fifo = setup.result = -1
 
 
 def _explain_oom(setup: Setup, error: BaseException) -> None:

@@ -46,8 +46,8 @@ def restore(root: str, cid: str, launch: Launch, images: Images) -> int:
     service.features()
     container, setup = making.begin(root, cid, launch, events=False)
     with container:
-        master = foreground.console_of(setup) if setup.process.terminal else None
         try:
+            master = foreground.console_of(setup) if setup.process.terminal else None
             with images:
                 _make(container, setup, images)
         except BaseException:

@@ -184,6 +184,10 @@ def fail_early(argv: Sequence[str], error: MinirunError | OSError) -> int:
 
 
 def _internal_error(bug: Exception) -> int:
+    if isinstance(bug, MemoryError):
+        return _fail(MinirunError("cannot allocate memory"))
+    if isinstance(bug, ImportError):
+        return _fail(MinirunError(f"cannot load {bug.name}: {bug}"))
     text = f"internal error: {type(bug).__name__}: {bug}"
     log.error(MinirunError(text, cause="this is a bug in minirun", fix="please report it"))
     if log.debugging():

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runtime import LIMIT, Done, call, good, report_of
+from runtime import LIMIT, Done, call, capabilities, good, host_same, report_of, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,6 +179,43 @@ def test_a_service_that_ends_is_not_waited_for(box: Box, manager: socket.socket)
     options = notifying(box, manager)
     box.process["args"] = ["/bin/true"]
     good(box.run("--detach", **options))
+
+
+@pytest.mark.parametrize("covered", [False, True])
+def test_what_a_container_leaves_there_is_removed(
+    box: Box, manager: socket.socket, canary: Path, covered: bool
+) -> None:
+    """With CAP_SYS_ADMIN, and no user namespace, its root can make the mount writable."""
+    caps = capabilities("CAP_SYS_ADMIN", "CAP_LINUX_IMMUTABLE", "CAP_DAC_OVERRIDE")
+    script = f"""
+        mount -o remount,bind,rw none /run/notify && cd /run/notify && mkdir -p a/b/c '.. x' &&
+        touch a/b/file a/kept && ln -s {canary} link && ln -s {canary} a/b/link && mknod p p &&
+        busybox chattr +i a/kept && busybox chattr +i a/b; rm -f notify.sock
+        ln -s {canary}/null notify.sock
+        {"mount -t tmpfs none a/b/c && mount -t tmpfs none /run/notify" if covered else ""}
+        touch /vol/done; exec sleep 60
+    """
+    box.process.update(args=["/bin/sh", "-c", script], capabilities=caps)
+    options: dict[str, Any] = {"env": {**os.environ, "NOTIFY_SOCKET": manager.getsockname()}}
+    with host_same(canary):
+        box.create(**options)
+        words = box.words("start", box.id)
+        with subprocess.Popen(words, stdin=subprocess.DEVNULL, **options) as start:
+            until((box.rootfs / "vol/done").exists)
+            assert (box.root / box.id / "notify/a/b/c").is_dir()
+            good(box.delete("--force"))
+            start.wait(LIMIT)
+        assert box.left() == []
+
+
+def test_the_notify_socket_is_born_with_its_mode(box: Box, manager: socket.socket) -> None:
+    """Whatever the caller's mask; no chmod by its name, which a link could lead astray."""
+    box.process.update(args=["/bin/sh", "-c", "stat -c %a $NOTIFY_SOCKET"])
+    good(box.run(env={**os.environ, "NOTIFY_SOCKET": manager.getsockname()}))
+    box.process.update(user={"uid": 1000, "gid": 1000})
+    box.command = ["sh", "-c", 'umask 777; exec "$0" "$@"', *box.command]
+    done = box.run(env={**os.environ, "NOTIFY_SOCKET": manager.getsockname()})
+    assert done.out == "777\n"
 
 
 # ---------------------------------------------------------------- --pidfd-socket
