@@ -153,6 +153,8 @@ def merge(stored: Resources | None, changes: Resources) -> Resources:
         return changes
     values = dict(stored.__dict__)
     for key, new in changes.__dict__.items():
+        if key == "devices":
+            continue  # the device filter stays as it is, as in runc
         old = values.get(key)
         if isinstance(new, Record) and isinstance(old, Record):
             values[key] = old.replace(**new.__dict__)

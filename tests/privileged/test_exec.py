@@ -382,3 +382,35 @@ def test_devices_are_denied_to_all_that_is_in_the_container(box: Box) -> None:
     good(box.call("pause", box.id))
     good(box.call("resume", box.id))
     assert good(box.exec("/bin/sh", "-c", NODES)).out.split() == ["3"]
+    # An update says nothing of devices, or what it says is not obeyed: runc's, too.
+    for devices in ({}, {"devices": [{"allow": True, "access": "rwm"}]}):
+        changes = {**devices, "unified": {"cgroup.max.depth": "7"}}
+        (box.place / "resources").write_text(json.dumps(changes))
+        good(box.call("update", "--resources", str(box.place / "resources"), box.id))
+        assert read(cgroup_of(box.pid) / "cgroup.max.depth") == "7\n"
+        assert good(box.exec("/bin/sh", "-c", NODES)).out.split() == ["3"]
+
+
+KEYS = (
+    "../cgroup.procs", "a/b", "a.b/../../cgroup.procs", "..", ".", "./memory.max", "memory.max\n",
+    "memory.max/", "/memory.max", "cgroup.kill", "cgroup.procs", "cgroup.subtree_control",
+    "cgroup.freeze", "memory..max", "", "memory", "memory.max\0x", "mémory.max",
+)  # fmt: skip
+
+
+@pytest.mark.requires("cgroup2")
+@pytest.mark.parametrize("key", KEYS)
+def test_keys_of_unified_name_files_of_the_containers_own_group(box: Box, key: str) -> None:
+    """T-CG3: in create and in update, whatever the value."""
+    box.linux["resources"] = {"unified": {key: "1"}}
+    box.refused("linux.resources")
+    del box.linux["resources"]
+    pid = box.up()
+    above = cgroup_of(pid).parent
+    before = read(above / "cgroup.procs"), read(above / "cgroup.subtree_control")
+    (box.place / "resources").write_text(json.dumps({"unified": {key: "1"}}))
+    done = box.call("update", "--resources", str(box.place / "resources"), box.id)
+    assert done.code == 1
+    assert "resources" in done.err
+    assert alive(pid)
+    assert (read(above / "cgroup.procs"), read(above / "cgroup.subtree_control")) == before

@@ -177,6 +177,20 @@ def test_many_mounts(box: Box) -> None:
     assert told.split() == [str(number) for number in range(120)]
 
 
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_more_mounts_than_descriptors(box: Box, verb: str) -> None:
+    """T-FS16: what cannot be opened is told, and what was made is undone with what is left."""
+    for number in range(60):
+        box.mount(f"/vol/{number}", str(box.place), "bind")
+    box.process["args"] = ["/bin/true"]
+    box.write()
+    words = box.words(verb, "--bundle", str(box.bundle), box.id)
+    done = call(["prlimit", "--nofile=48:48", *words])
+    assert done.code == 1
+    assert "too many open files" in done.err
+    assert box.left() == []
+
+
 def test_an_idmapped_mount(box: Box) -> None:
     source = box.place / "source"
     source.mkdir()
@@ -703,6 +717,71 @@ def test_a_proc_that_is_exchanged(box: Box, canary: Path) -> None:
         [one.point for one in map(Mountpoint, read(seen).splitlines())] if seen.exists() else []
     )
     assert not [point for point in points if point.startswith(str(canary))]
+
+
+@pytest.fixture
+def fake_proc(box: Box) -> Path:
+    """A tree of plain files that looks like /proc, where a payload's root could have it."""
+    place = box.rootfs / "tmp/fp"
+    for name in ("self/attr/exec", "self/attr/apparmor/exec", "self/attr/keycreate",
+                 "thread-self/attr/exec", "self/oom_score_adj", "self/setgroups", "sysrq-trigger",
+                 "sys/net/ipv4/ip_forward", "sys/kernel/domainname"):  # fmt: skip
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text("fake")
+    return place
+
+
+def written(box: Box) -> tuple[str, str]:
+    """Read what should have been written to /proc for a container, by the host's /proc."""
+    inside = ["nsenter", f"--net=/proc/{box.pid}/ns/net", "cat", "/proc/sys/net/ipv4/ip_forward"]
+    return good(call(inside)).out.strip(), read(f"/proc/{box.pid}/oom_score_adj").strip()
+
+
+@pytest.mark.slow
+@pytest.mark.requires("strace")
+@pytest.mark.parametrize("shared", [False, True], ids=["root", "volume"])
+def test_what_is_written_to_proc_is_written_to_the_real_one(
+    box: Box, canary: Path, fake_proc: Path, shared: bool
+) -> None:
+    """T-FS10 b and c: CVE-2019-16884, CVE-2019-19921, CVE-2025-52881; never a file that looks so.
+
+    In the container's root, or in a volume in which another container exchanges the names.
+    """
+    box.linux["sysctl"] = {"net.ipv4.ip_forward": "1"}
+    box.process.update(args=["/bin/sleep", "60"], oomScoreAdj=77)
+    if shared:
+        volume = box.place / "volume"
+        (volume / "x/proc").mkdir(parents=True)
+        (volume / "y").symlink_to("/tmp/fp/..")
+        box.mount("/vol", str(volume), "bind")
+        box.mount("/vol/x/proc", "proc", kind="proc")
+        one, other = volume / "x", volume / "y"
+    else:
+        one, other = box.rootfs / "proc", box.rootfs / "evil"
+        other.symlink_to("/tmp/fp")
+    calls = "openat2,fsmount,move_mount,write"
+    box.write()
+    words = box.words("create", "--bundle", str(box.bundle), box.id)
+    slow = (f"trace={calls}", f"inject={calls}:delay_enter=2000")
+    made = 0
+    with host_same(canary, fake_proc):
+        for _ in range(6):
+            with flipping(one, other), open(os.devnull, "w") as null:
+                done = call(traced(words, *slow, apart=True), stdout=null, limit=60)
+            if done.code == 0:
+                made += 1
+                assert written(box) == ("1", "77")
+                good(box.delete("--force"))
+            assert box.left() == []
+    # And undisturbed: what was asked for is what is written.
+    for path, kind in ((one, "directory"), (other, "link")):
+        if path.is_symlink() or path.exists():
+            replace(path, "nothing")
+        replace(path, kind, "/tmp/fp")
+    if shared:
+        (one / "proc").mkdir()
+    box.create()
+    assert written(box) == ("1", "77")
 
 
 # ---------------------------------------------------------------- working directory: T-FS11, T-FS12
