@@ -9,6 +9,7 @@
  *   probe spy              watch for other processes until /spy.stop is there, tell what of them can be opened
  *   probe notify TEXT...   send each TEXT to $NOTIFY_SOCKET, then stay
  *   probe try CALL...      make system calls by name; tell errno of each
+ *   probe into FILE ...    as without "into FILE", but tell it to a file, which is opened when all else is done
  *
  * Static, so that it runs in any root file system.
  */
@@ -341,6 +342,23 @@ static void spy(void)
     number("looks", seen);
 }
 
+static void names(const char *name, const char *path)
+{
+    struct dirent *entry;
+    DIR *directory = opendir(path);
+
+    key(name);
+    putchar('[');
+    for (int some = 0; directory && (entry = readdir(directory)); some = 1) {
+        if (some)
+            putchar(',');
+        string(entry->d_name, strlen(entry->d_name));
+    }
+    putchar(']');
+    if (directory)
+        closedir(directory);
+}
+
 static void try(const char *name)
 {
     struct stat status;
@@ -363,6 +381,15 @@ static void try(const char *name)
     } else if (strncmp(name, "mode:", 5) == 0) {
         number(name, stat(argument, &status) < 0 ? -errno : (long)status.st_mode);
         return;
+    } else if (strncmp(name, "inode:", 6) == 0) {
+        number(name, stat(argument, &status) < 0 ? -errno : (long)status.st_ino);
+        return;
+    } else if (strncmp(name, "names:", 6) == 0) {
+        names(name, argument);
+        return;
+    } else if (strncmp(name, "input:", 6) == 0) {
+        /* TIOCSTI, with more bits than the kernel looks at where a number says so. */
+        result = syscall(SYS_ioctl, 0, TIOCSTI | strtoul(argument, NULL, 16) << 32, "x");
     } else if (strncmp(name, "mknod:", 6) == 0) {
         /* A node of the type and number that a letter, and MAJOR*256+MINOR, say. */
         int kind = argument[0] == 'b' ? S_IFBLK : S_IFCHR;
@@ -379,6 +406,22 @@ static void try(const char *name)
     number(name, result < 0 ? errno : 0);
 }
 
+static long call_as_i386(long number_of)
+{
+#ifdef __x86_64__
+    long result;
+    __asm__ volatile("int $0x80" : "=a"(result)
+                     : "a"(number_of), "b"(-1), "c"(0), "d"(0), "S"(-1), "D"(0)
+                     : "memory", "r8", "r9", "r10", "r11");
+    if (result < 0)
+        errno = -result;
+    return result;
+#else
+    errno = ENOSYS;
+    return -1;
+#endif
+}
+
 /* How a system call ends that has nothing to work on: errno, or the signal that kills, negative. */
 static void bare(const char *name, long number_of)
 {
@@ -388,7 +431,8 @@ static void bare(const char *name, long number_of)
     fflush(stdout);
     child = fork();
     if (child == 0) {
-        long result = syscall(number_of, -1, 0, 0, -1, 0, 0);
+        long result = strncmp(name, "i386:", 5) == 0 ? call_as_i386(number_of)
+                                                     : syscall(number_of, -1, 0, 0, -1, 0, 0);
         _exit(result < 0 ? errno & 0xff : 0);
     }
     if (child < 0 || waitpid(child, &status, 0) < 0)
@@ -452,7 +496,7 @@ static void survey(char **calls)
     end();
     begin("tries");
     for (; *calls; calls++) {
-        if (strncmp(*calls, "call:", 5) == 0)
+        if (strncmp(*calls, "call:", 5) == 0 || strncmp(*calls, "i386:", 5) == 0)
             bare(*calls, atol(*calls + 5));
         else if (strncmp(*calls, "text:", 5) == 0)
             file(*calls, *calls + 5);
@@ -475,8 +519,17 @@ static void notify(char **texts)
 
 int main(int argc, char **argv, char **envp)
 {
-    const char *verb = argc > 1 ? argv[1] : "report";
+    const char *verb, *file_name = NULL;
+    char *told = NULL;
+    size_t size;
 
+    if (argc > 3 && strcmp(argv[1], "into") == 0) {
+        file_name = argv[2];
+        argv += 2;
+        argc -= 2;
+        stdout = open_memstream(&told, &size);
+    }
+    verb = argc > 1 ? argv[1] : "report";
     putchar('{');
     if (strcmp(verb, "overwrite") == 0)
         overwrite(argv[2]);
@@ -499,5 +552,10 @@ int main(int argc, char **argv, char **envp)
             survey(argv + 2);
     }
     puts("}");
+    if (file_name) {
+        int fd = open(file_name, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+        fflush(stdout);
+        return write(fd, told, size) != (ssize_t)size;
+    }
     return 0;
 }
