@@ -9,6 +9,7 @@ is a failure. An unknown word is an error everywhere.
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import shutil
 import subprocess
@@ -151,12 +152,33 @@ def base() -> Iterator[Path]:
 
     place = Path(tempfile.mkdtemp(prefix="mr-", dir="/tmp"))
     try:
-        place.chmod(0o711)  # who runs in a user namespace must get through
-        runtime.unpack_busybox(place)
-        runtime.build_programs(place)
-        yield place
+        with _kept(place):
+            place.chmod(0o711)  # who runs in a user namespace must get through
+            runtime.unpack_busybox(place)
+            runtime.build_programs(place)
+            yield place
     finally:
         _remove(place)
+
+
+@contextlib.contextmanager
+def _kept(place: Path) -> Iterator[None]:
+    """Have somebody clean up after this run, should it be killed: see keeper.py."""
+    import keeper
+
+    prefix = f"box-{os.getpid()}-"
+    words = [sys.executable, "-ISB", keeper.__file__, str(place), prefix]
+    reader, writer = os.pipe()
+    # A session of its own: what ends this run, and its process group, must not end it.
+    with subprocess.Popen(words, stdin=reader, start_new_session=True) as process:
+        os.close(reader)
+        try:
+            yield
+        finally:
+            os.write(writer, b"x")
+            os.close(writer)
+            process.wait(10)
+            keeper.sweep(prefix)
 
 
 @pytest.fixture
@@ -291,6 +313,8 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     if "privileged" not in str(request.node.path) or os.geteuid() != 0:
         yield
         return
+    if "base" in request.fixturenames:
+        request.getfixturevalue("base")  # what it makes stays for the others
     rules = "box" not in request.fixturenames  # a bundle of its own, without a network
     before = snapshot(rules=rules)
     yield
