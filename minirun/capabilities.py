@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from minirun.setup import Setup
 
-_AMBIENT_RAISE = 2
-_AMBIENT_CLEAR_ALL = 4
+_ADMIN = 1 << capability.CAP_SYS_ADMIN
 _SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")
 
 
@@ -84,6 +83,30 @@ def look(setup: Setup) -> None:
         setup.last_cap = int(file.read(8))
 
 
+def _hold_admin(setup: Setup, masks: Masks) -> None:
+    """Keep CAP_SYS_ADMIN for the filter, which needs it without no_new_privs: seccomp(2).
+
+    Where `payload` loads it, that is over the execve of its program, by the inheritable and the
+    ambient set; the program takes it out of those before it waits for anything (`setup.last_caps`),
+    so that no execve hands it on.
+    """
+    profile = setup.spec.linux.seccomp
+    if profile is None or setup.process.no_new_privileges:
+        return
+    if not profile.notifies:
+        # kernel: what execve leaves root, and another user.
+        root = 0 if setup.process.user.uid else masks.bounding | masks.inheritable
+        left = masks.ambient | root
+        setup.last_caps = (left | _ADMIN, masks.inheritable, not masks.ambient & _ADMIN)
+        masks.inheritable |= _ADMIN
+        masks.ambient |= _ADMIN
+        effective, permitted, inheritable = capability.capget()
+        # kernel: nothing becomes inheritable that the bounding set has lost.
+        capability.capset(effective, permitted, inheritable | _ADMIN)
+    masks.permitted |= _ADMIN
+    masks.effective |= _ADMIN
+
+
 @step(details=_describe, shell=_shell)
 def drop(setup: Setup) -> None:
     """Take the payload's user, groups and capabilities"""
@@ -92,6 +115,8 @@ def drop(setup: Setup) -> None:
     wanted = setup.process.capabilities or Capabilities()
     setup.notes += [f"capability {name} cannot be granted" for name in ungranted(wanted, available)]
     masks = Masks(wanted, available)
+    if available & _ADMIN:
+        _hold_admin(setup, masks)
     # kernel: PR_CAPBSET_DROP needs CAP_SETPCAP, so while all are still there.
     process.prctl(process.PR_SET_SECUREBITS, 0)
     for number in range(last + 1):
@@ -126,10 +151,10 @@ def _named(text: str, function: object, *args: object) -> None:
 
 
 def _set_ambient(ambient: int, last: int) -> None:
-    process.prctl(process.PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
+    process.prctl(process.PR_CAP_AMBIENT, capability.AMBIENT_CLEAR_ALL)
     for number in range(last + 1):
         if ambient >> number & 1:
-            process.prctl(process.PR_CAP_AMBIENT, _AMBIENT_RAISE, number)
+            process.prctl(process.PR_CAP_AMBIENT, capability.AMBIENT_RAISE, number)
 
 
 def _verify(setup: Setup, masks: Masks) -> None:

@@ -13,7 +13,7 @@ import select
 
 from minirun import jsontext, log
 from minirun.errors import MinirunError
-from minirun.kernel import process, resource, seccomp
+from minirun.kernel import capability, process, resource, seccomp
 from minirun.step import step
 
 TYPE_CHECKING = False
@@ -57,10 +57,16 @@ class Inside:
         for one in self.setup.process.rlimits:
             resource.prlimit(0, one.type, one.soft, one.hard)
         # A filter with a listener is there already: a hook inherits it.
-        loaded = self.setup.filter
-        late = self.setup.process.no_new_privileges
-        if loaded is not None and not loaded.notify and late:
-            seccomp.set_mode_filter(loaded.program, loaded.flags)
+        loaded, profile = self.setup.filter, self.setup.spec.linux.seccomp
+        if profile is None or profile.notifies:
+            return
+        if self.setup.last_caps is not None:
+            left, inheritable, lower = self.setup.last_caps
+            if lower:
+                which = (capability.AMBIENT_LOWER, capability.CAP_SYS_ADMIN)
+                process.prctl(process.PR_CAP_AMBIENT, *which)
+            capability.capset(left, left, inheritable)
+        seccomp.set_mode_filter(loaded.program, loaded.flags)
 
 
 def run_all(

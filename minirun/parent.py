@@ -98,7 +98,10 @@ def release(setup: Setup) -> None:
     """Let the waiting process become the payload; raises what kept it from it."""
     assert setup.channel is not None
     try:
-        setup.channel.release()
+        try:
+            setup.channel.release()
+        except ChannelClosed:
+            pass  # it has failed already, and told why
         setup.channel.await_payload(setup.process.args, setup.obstacle)
     except BaseException:
         # Reaped here: a zombie that exec leaves keeps the container's pid namespace from ending.

@@ -9,7 +9,7 @@ import os
 import struct
 
 from minirun import labels
-from minirun.kernel import process, trampoline
+from minirun.kernel import capability, process, trampoline
 from minirun.kernel.libc import MACHINE
 from minirun.kernel.path import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_XDEV
 from minirun.kernel.resource import RLIMITS
@@ -31,6 +31,8 @@ _SIGCHLD = 17
 def _describe(setup: Setup) -> list[str]:
     joining = setup.join_flags or setup.target_pidfd >= 0
     names = ["prctl(PR_SET_DUMPABLE, 0)"]
+    if _filtered(setup) and not setup.process.no_new_privileges:
+        names.append("capset(CAP_SYS_ADMIN for seccomp(2) alone)")
     names += ["clone(CLONE_PARENT)", "setsid()"] if joining else []
     names += [] if setup.spec.hooks.start_container else ["read(the word of start)"]
     if setup.process.apparmor_profile:
@@ -46,7 +48,7 @@ def _describe(setup: Setup) -> list[str]:
 
 def _filtered(setup: Setup) -> bool:
     profile = setup.spec.linux.seccomp
-    return profile is not None and setup.process.no_new_privileges and not profile.notifies
+    return profile is not None and not profile.notifies
 
 
 @step(details=_describe, why="/proc/self/exe must never be the host's interpreter: CVE-2019-5736")
@@ -58,7 +60,7 @@ def prepare(setup: Setup) -> None:
 
 def calls(setup: Setup) -> Calls:
     """The table: what remains to be done, as system calls."""
-    table: Calls = [("prctl", process.PR_SET_DUMPABLE, 0, 0, 0, 0)]
+    table: Calls = [("prctl", process.PR_SET_DUMPABLE, 0, 0, 0, 0), *_own(setup)]
     if setup.target_pidfd >= 0:
         table += _enter(setup)
     if setup.labelfd >= 0:
@@ -80,6 +82,19 @@ def calls(setup: Setup) -> Calls:
         )
     argv = [os.fsencode(arg) for arg in setup.process.args]
     table.append(("execve", Data(setup.program + b"\0"), Vector(argv), Vector(setup.environment)))
+    return table
+
+
+def _own(setup: Setup) -> Calls:
+    """Take out of the sets that execve hands on what is there for seccomp(2) alone."""
+    if setup.last_caps is None:
+        return []
+    left, inheritable, lower = setup.last_caps
+    header, masks = capability.arguments(left, left, inheritable)
+    table: Calls = [("capset", Data(header), Data(masks))]
+    if lower:
+        which = (capability.AMBIENT_LOWER, capability.CAP_SYS_ADMIN)
+        table.insert(0, ("prctl", process.PR_CAP_AMBIENT, *which, 0, 0))
     return table
 
 

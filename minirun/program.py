@@ -14,6 +14,7 @@ from minirun.step import step
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from minirun.setup import Setup
+    from minirun.spec import Seccomp
 
 _X_OK_AS_EFFECTIVE = True
 
@@ -102,10 +103,21 @@ def resolve(setup: Setup) -> None:
     """Find the program in the container"""
     path = find(setup.process.args[0], setup.process.env)
     setup.program = os.fsencode(path)
-    # A filter that is in place already may end a process for what this one looks at.
-    if setup.process.no_new_privileges or setup.spec.linux.seccomp is None:
-        # 20 us, while its root and its rights are at hand: after execve has failed nobody has them.
-        setup.obstacle = executable.obstacle(path)
+    # 20 us, while its root and its rights are at hand: after execve has failed nobody has them.
+    setup.obstacle = executable.obstacle(path)
+    if not any(setup.obstacle) and _without_execve(setup.spec.linux.seccomp):
+        setup.obstacle = (
+            "the seccomp profile does not allow execve(2), with which every program begins",
+            "allow execve in linux.seccomp.syscalls",
+        )
+
+
+def _without_execve(profile: Seccomp | None) -> bool:
+    """Whether a filter refuses execve(2) whatever its arguments."""
+    if profile is None:
+        return False
+    own = [rule.action for rule in profile.syscalls if "execve" in rule.names and not rule.args]
+    return (own or [profile.default_action])[0] == "SCMP_ACT_ERRNO"
 
 
 def find(name: str, env: tuple[str, ...]) -> str:

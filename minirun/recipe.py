@@ -150,7 +150,6 @@ ENTER = (
     personality.apply,
     memorypolicy.apply,
     capabilities.set_no_new_privs,
-    syscallfilter.load_privileged,  # kernel: without no_new_privs, while CAP_SYS_ADMIN is there
     program.enter_closed_cwd,  # with all rights: an image's 0700 WORKDIR serves another user
     capabilities.drop,
     program.enter_cwd,  # as the payload's user, who may be allowed where root is not
@@ -201,7 +200,6 @@ EXEC = (
     personality.apply,
     memorypolicy.apply,
     capabilities.set_no_new_privs,
-    syscallfilter.load_privileged,
     program.enter_closed_cwd,
     capabilities.drop,
     program.enter_cwd,

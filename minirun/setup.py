@@ -72,6 +72,11 @@ class Setup:
     """See the module. Attributes are set by the step that is named beside them."""
 
     unprivileged = False  # making: not root of the host; the container is a user's
+    own_mounts = True  # making: its mount namespace is not the host's
+    helping = helper = -1  # mounts.offer_help: the parent's and the child's socket
+    # capabilities.drop, where CAP_SYS_ADMIN is kept for the filter: what the program has of its
+    # own, what is inheritable, and whether the ambient one is to go
+    last_caps: tuple[int, int, bool] | None = None
 
     def __init__(self, cid: str, spec: Spec, process: Process, bundle: str, launch: Launch) -> None:
         self.cid = cid

@@ -107,26 +107,12 @@ def pass_listener(setup: Setup, pidfd: int, number: int, state: dict[str, Any], 
 
 
 @step(
-    lambda setup: _asked(setup) and not setup.process.no_new_privileges,
-    details=_describe,
-    why="without no_new_privs it needs CAP_SYS_ADMIN, which is about to be dropped: seccomp(2)",
-)
-def load_privileged(setup: Setup) -> None:
-    """Load the system call filter, while it is still allowed"""
-    _load(setup)
-
-
-@step(
-    lambda setup: _notifies(setup) and setup.process.no_new_privileges,
+    _notifies,
     details=_describe,
     why="the agent must have the listener before anything can wait for its answer",
 )
 def load_notifying(setup: Setup) -> None:
     """Load the system call filter, and hand its listener over"""
-    _load(setup)
-
-
-def _load(setup: Setup) -> None:
     assert setup.channel is not None
     listener = seccomp.prepare(setup.filter.program, setup.filter.flags)()
     if setup.filter.notify:

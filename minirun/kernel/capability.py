@@ -22,6 +22,13 @@ NAMES = (
 
 NUMBERS = {name: number for number, name in enumerate(NAMES)}
 
+CAP_SYS_ADMIN = NUMBERS["CAP_SYS_ADMIN"]
+
+# include/uapi/linux/prctl.h, of PR_CAP_AMBIENT
+AMBIENT_RAISE = 2
+AMBIENT_LOWER = 3
+AMBIENT_CLEAR_ALL = 4
+
 _VERSION_3 = 0x20080522
 _HEADER = struct.pack("=Ii", _VERSION_3, 0)  # of this thread
 
@@ -56,13 +63,18 @@ def capget() -> tuple[int, int, int]:
     return effective, permitted, inheritable
 
 
-def capset(effective: int, permitted: int, inheritable: int) -> None:
-    """Set the three masks of this thread. Source: capset(2)."""
+def arguments(effective: int, permitted: int, inheritable: int) -> tuple[bytes, bytes]:
+    """Make the two structures of capset(2), for this thread."""
     masks = (effective, permitted, inheritable)
     low, high = [mask & 0xFFFFFFFF for mask in masks], [mask >> 32 for mask in masks]
+    return _HEADER, struct.pack("=6I", *low, *high)
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """Set the three masks of this thread. Source: capset(2)."""
     call(
         _capset,
-        (_HEADER, struct.pack("=6I", *low, *high)),
+        arguments(effective, permitted, inheritable),
         lambda: (
             f"capset({{effective={effective:#x}, permitted={permitted:#x}, "
             f"inheritable={inheritable:#x}}})"

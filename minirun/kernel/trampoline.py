@@ -69,14 +69,14 @@ _ELF_MACHINE = {"x86_64": 62, "aarch64": 183}
 # System call numbers by architecture, where they differ.
 _NAMES = (
     "read", "write", "close", "ioctl", "clone", "execve", "fcntl", "setsid", "prctl",
-    "rt_sigprocmask", "openat2", "seccomp", "prlimit64",
+    "rt_sigprocmask", "openat2", "seccomp", "prlimit64", "capset",
 )  # fmt: skip
 NUMBERS = {
     "x86_64": dict(
-        zip(_NAMES, (0, 1, 3, 16, 56, 59, 72, 112, 157, 14, 437, 317, 302), strict=True)
+        zip(_NAMES, (0, 1, 3, 16, 56, 59, 72, 112, 157, 14, 437, 317, 302, 126), strict=True)
     ),
     "aarch64": dict(
-        zip(_NAMES, (63, 64, 57, 29, 220, 221, 25, 157, 167, 135, 437, 277, 261), strict=True)
+        zip(_NAMES, (63, 64, 57, 29, 220, 221, 25, 157, 167, 135, 437, 277, 261, 91), strict=True)
     ),
 }
 

@@ -94,7 +94,6 @@ ENTER
     personality.apply
     memorypolicy.apply
     capabilities.set_no_new_privs
-    syscallfilter.load_privileged
     program.enter_closed_cwd
     capabilities.drop
     program.enter_cwd
@@ -137,7 +136,6 @@ EXEC
     personality.apply
     memorypolicy.apply
     capabilities.set_no_new_privs
-    syscallfilter.load_privileged
     program.enter_closed_cwd
     capabilities.drop
     program.enter_cwd
@@ -201,7 +199,6 @@ BEFORE = [
     (CREATE, "sysctl.write_all", "mounts.lock_paths", "/proc/sys is read-only then"),
     (CREATE, "program.make_cwd", "mounts.lock_root", "it could not be made then"),
     (CREATE, "capabilities.set_no_new_privs", "capabilities.drop", "prctl(2)"),
-    (CREATE, "syscallfilter.load_privileged", "capabilities.drop", "it needs CAP_SYS_ADMIN"),
     (CREATE, "mounts.mask_paths", "capabilities.drop", "mounting needs CAP_SYS_ADMIN"),
     (CREATE, "program.enter_closed_cwd", "capabilities.drop", "where that user may not go"),
     (CREATE, "capabilities.drop", "program.enter_cwd", "as the payload's user"),
@@ -209,7 +206,6 @@ BEFORE = [
     (CREATE, "sync.tell_ready", "sync.await_start", "create ends between them"),
     ("EXEC", "joining.join_all", "joining.open_root", "the container's"),
     ("EXEC", "capabilities.set_no_new_privs", "capabilities.drop", "prctl(2)"),
-    ("EXEC", "syscallfilter.load_privileged", "capabilities.drop", "it needs CAP_SYS_ADMIN"),
     ("EXEC", "capabilities.drop", "payload.become", "what else would be the point"),
     ("RESTORE_BESIDE", "cgroups.start_scope", "devicerules.attach", "to the group"),
     ("ADOPT HOOKS", "outside.save_state", "hooks.create_runtime", "hooks may ask for the state"),
