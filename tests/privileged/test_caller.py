@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from runtime import Box, Report
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "programs")]
+pytestmark = pytest.mark.requires("root", "programs")
 
 
 def by_shell(box: Box, before: str) -> None:

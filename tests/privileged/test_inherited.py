@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from runtime import Box
 
 pytestmark = [
-    pytest.mark.host,
     pytest.mark.requires("root", "programs", "seccomp", "userns"),
     pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of x86-64"),
 ]
