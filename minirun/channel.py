@@ -5,6 +5,7 @@
     outer   timed       {}                      writes the clock offsets, says go
     outer   init        {"pid"}                 reaps the outer process
     inner   joined      {}                      finishes cgroup, limits, saves state, says go
+    inner   source      {"mount", "root"}       opens a bind's source in the container, sends it
     inner   mounted     {}                      runs prestart and createRuntime hooks, says go
     any     listener    {"fd"}                  takes the filter's listener, sends it on, says go
     inner   ready       {"notes", "obstacle"}   create: exits; run, exec: sends WORD

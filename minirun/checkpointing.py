@@ -133,7 +133,8 @@ def _external_mounts(container: Container, group: Group | None, spec: Spec) -> l
     """List the mounts whose source is outside: at restore they are bound from there again."""
     rootfd = os.open(f"/proc/{container.saved.pid}/root", os.O_PATH | os.O_DIRECTORY)
     try:
-        found = {point: point for point, _ in outside_sources(spec, group)}
+        pairs = outside_sources(spec, group, container.saved.rootfs)
+        found = {point: point for point, _ in pairs}
         for path in spec.linux.masked_paths:
             if _is_file(rootfd, path):
                 found[path] = "/dev/null"
@@ -143,7 +144,7 @@ def _external_mounts(container: Container, group: Group | None, spec: Spec) -> l
     return [{"key": point, "val": name} for point, name in real.items()]
 
 
-def outside_sources(spec: Spec, group: Group | None) -> list[tuple[str, str]]:
+def outside_sources(spec: Spec, group: Group | None, root: str) -> list[tuple[str, str]]:
     """Pair the places in the container with the host's files that are bound there.
 
     The sources of the bundle's binds may be relative to it.
@@ -151,7 +152,7 @@ def outside_sources(spec: Spec, group: Group | None) -> list[tuple[str, str]]:
     found = []
     private = any(entry.type == "cgroup" for entry in spec.linux.namespaces)
     for entry in spec.mounts:
-        point = entries.clean(entry.destination)
+        point = entries.place(root, entry)
         if entries.is_bind(entry):
             found.append((point, entry.source or ""))
         elif entry.type in ("cgroup", "cgroup2") and not private:

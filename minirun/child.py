@@ -35,7 +35,7 @@ def lock_down(setup: Setup) -> None:
     # Used lazily by the interpreter or by us: encoding a message, sending a terminal.
     import _json  # noqa: F401
 
-    if setup.process.terminal:
+    if setup.process.terminal or setup.helper >= 0:
         import _socket  # noqa: F401 - 1.5 ms
     if any("tmpcopyup" in entry.options for entry in setup.spec.mounts):
         import minirun.copyup  # noqa: F401

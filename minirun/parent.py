@@ -9,6 +9,7 @@ from minirun import channel, child, hooks, namespaces, recipe, syscallfilter
 from minirun.channel import Channel, ChannelClosed
 from minirun.errors import MinirunError, describe
 from minirun.kernel import process
+from minirun.mounts import sources
 from minirun.step import follow
 
 TYPE_CHECKING = False
@@ -160,6 +161,8 @@ def _answer(setup: Setup, answers: dict[str, Any]) -> None:
             _keep_events(setup, message)
         elif tag == "listener":
             _pass_listener(setup, message["fd"])
+        elif tag == "source":
+            sources.help_with(setup, message["mount"], message["root"])
         elif tag == "joined" and not setup.pid:
             # The inner process may speak before the outer one has said its pid.
             adopt(setup, setup.channel.expect("init")["pid"])

@@ -65,6 +65,7 @@ PREPARE = (
     terminal.open_console_socket,
     outside.connect_pidfd_socket,
     sources.open_sources,
+    sources.offer_help,
     devices.open_nodes,
     syscallfilter.compile_filter,
     syscallfilter.connect_agent,

@@ -126,7 +126,7 @@ def _told(setup: Setup, script: str, pid: int, fd: int) -> None:
 
 def _external_mounts(setup: Setup) -> list[dict[str, str]]:
     """Say where what was bound from outside is on this host, by the keys of the checkpoint."""
-    found = dict(outside_sources(setup.spec, setup.group))
+    found = dict(outside_sources(setup.spec, setup.group, setup.root_path))
     pairs = {point: os.path.join(setup.bundle, source) for point, source in found.items()}
     if setup.spec.linux.masked_paths:
         pairs["/dev/null"] = "/dev/null"
@@ -188,9 +188,10 @@ def _prepare_root(setup: Setup, point: str) -> None:
 
 def _make_mount_points(setup: Setup, rootfd: int) -> None:
     """Make the mount points that are missing, as create does; CRIU fills a tmpfs itself."""
-    filled = [entries.clean(one.destination) for one in setup.spec.mounts if one.type == "tmpfs"]
+    root = setup.root_path
+    filled = [entries.place(root, one) for one in setup.spec.mounts if one.type == "tmpfs"]
     for entry in setup.spec.mounts:
-        point = entries.clean(entry.destination)
+        point = entries.place(root, entry)
         below = any(point.startswith(f"{top.rstrip('/')}/") for top in filled)
         if below or entry.type in ("cgroup", "cgroup2"):
             continue

@@ -102,6 +102,7 @@ class Setup:
 
         self.namespaces: dict[str, int] = {}  # namespaces.open_paths: type → descriptor to join
         self.sources: dict[int, int] = {}  # mounts.open_sources: index in spec.mounts → mount
+        self.inner_sources: dict[int, str] = {}  # the same: paths in the root, opened at their turn
         self.links: dict[int, str] = {}  # the same for symbolic links: where they lead
         self.to_lock: list[int] = []  # mounts.mount_all: mounts that become read-only later
         self.device_sources: dict[str, int] = {}  # devices.open_nodes: path → mount of a node
@@ -151,6 +152,8 @@ class Setup:
             self.fifo,
             self.result,
             self.console,
+            self.helper,
+            self.rootfd,
             self.null_source,
             self.target_pidfd,
             *self.namespaces.values(),

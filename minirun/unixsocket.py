@@ -65,6 +65,25 @@ def refuse_stranger(sock: Any) -> None:
         )
 
 
+def pair() -> tuple[int, int]:
+    """Make two connected sockets, close-on-exec; return their descriptors."""
+    import _socket
+
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    return ours.detach(), theirs.detach()
+
+
+def adopt_fd(socket_fd: int) -> int:
+    """Receive one descriptor, close-on-exec, over the socket that `socket_fd` is."""
+    import _socket
+
+    sock = _socket.socket(fileno=os.dup(socket_fd))
+    try:
+        return receive_fd(sock)
+    finally:
+        sock.close()
+
+
 def receive_fd(sock: Any) -> int:
     """Receive one descriptor, close-on-exec, from a connected Unix socket."""
     import _socket
@@ -75,4 +94,4 @@ def receive_fd(sock: Any) -> int:
     for level, kind, content in ancillary:
         if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
             return int.from_bytes(content[:4], "little")
-    raise MinirunError(f"no terminal came over the console socket ({len(data)} bytes)")
+    raise MinirunError(f"no descriptor came over the socket ({len(data)} bytes)")

@@ -23,6 +23,46 @@ def clean(path: str) -> str:
     return "/" + "/".join(done)
 
 
+def below(root: str, path: str) -> str | None:
+    """Tell where an absolute path of the host is in the root filesystem; None if it is elsewhere.
+
+    `root` is the root filesystem's path without links; the links above it in `path` are followed.
+    What is below / is the host's: the container's mounts are on a copy of it.
+    """
+    if root == "/":
+        return None
+    path = clean(path)
+    if path == root or path.startswith(f"{root}/"):
+        return path[len(root) :] or "/"
+    top = _status(root)
+    end = len(path)
+    while end > 0 and top is not None:
+        above = path[:end]
+        if _status(above) == top and os.path.realpath(above) == root:
+            return path[end:] or "/"
+        end = path.rfind("/", 0, end)
+    return None
+
+
+def _status(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def place(root: str, entry: Mount) -> str:
+    """Return an entry's destination as a path in the root filesystem.
+
+    One that begins with the root filesystem's own path on the host is taken from there, as in runc.
+    """
+    path = clean(entry.destination)
+    if root != "/" and path.startswith(f"{root}/"):
+        return path[len(root) :]
+    return path
+
+
 def describe(entry: Mount) -> str:
     """Say a mount in a line, as the plan shows it."""
     options = f" ({','.join(entry.options)})" if entry.options else ""
@@ -36,9 +76,9 @@ def is_bind(entry: Mount) -> bool:
     return entry.type == "bind" or any(option in mountoptions.BIND for option in entry.options)
 
 
-def shell_mount(entry: Mount) -> str:
-    """Write the shell line that mounts an entry below $root."""
-    target = f'"$root"{clean(entry.destination)}'
+def shell_mount(entry: Mount, root: str = "/") -> str:
+    """Write the shell line that mounts an entry below $root, the root filesystem `root`."""
+    target = f'"$root"{place(root, entry)}'
     if "remount" in entry.options:
         words = [option for option in entry.options if option != "remount"]
         return f"mount -o {quoted(','.join(['remount', *words]))} {target}"
@@ -49,7 +89,7 @@ def shell_mount(entry: Mount) -> str:
         plain = [option for option in entry.options if option != "tmpcopyup"]
         return (
             f'up=$(mktemp -d) && cp -a {target}/. "$up" && '
-            f"{shell_mount(entry.replace(options=tuple(plain)))} && "
+            f"{shell_mount(entry.replace(options=tuple(plain)), root)} && "
             f'cp -a "$up"/. {target} && rm -r "$up"'
         )
     options = ",".join(entry.options)
@@ -58,8 +98,11 @@ def shell_mount(entry: Mount) -> str:
         source = entry.source or ""
         rest = ",".join(o for o in entry.options if o in mountoptions.ATTRIBUTES)
         remount = f" && mount -o remount,bind,{rest} {target}" if rest else ""
-        make = "mkdir -p" if os.path.isdir(source) else f'mkdir -p "$(dirname {target})" && touch'
-        return f"{make} {target} && mount {how} {quoted(source)} {target}{remount}"
+        made, file = f"mkdir -p {target}", f'mkdir -p "$(dirname {target})" && touch {target}'
+        make = made if os.path.isdir(source) else file
+        if below(root, source) is not None:  # it may be there only then
+            make = f"if [ -d {quoted(source)} ]; then {made}; else {file}; fi"
+        return f"{make} && mount {how} {quoted(source)} {target}{remount}"
     kind = "cgroup2" if entry.type == "cgroup" else entry.type or ""
     keep = ",".join(o for o in options.split(",") if (o and not o.startswith("r")) or o == "ro")
     how = f" -o {quoted(keep)}" if keep else ""

@@ -1,4 +1,10 @@
-"""The sources of bind mounts and masks, opened before anything of the container exists."""
+"""The sources of bind mounts and masks, opened before anything of the container exists.
+
+But for those that lie in the root filesystem itself: what is there depends on the mounts before, so
+each is opened at its turn, by the kernel bounded by the root (openat2, RESOLVE_IN_ROOT). Where that
+takes rights on the host that the container's process has not, the parent does it: it enters the
+container's mount namespace for as long as that takes, and sends the mount over a socket.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +12,14 @@ import errno
 import os
 import stat
 
-from minirun import mountoptions
+from minirun import inroot, mountoptions
 from minirun.errors import ConfigError
 from minirun.kernel import mount as m
-from minirun.kernel.libc import AT_FDCWD, AT_RECURSIVE, failure
+from minirun.kernel import process, unshare
+from minirun.kernel.libc import AT_EMPTY_PATH, AT_FDCWD, AT_RECURSIVE, failure
+from minirun.mounts.entries import below, is_bind
 from minirun.step import step
+from minirun.unixsocket import adopt_fd, pair, send_fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,9 +55,12 @@ def _open_all(setup: Setup) -> None:
         options = mountoptions.parse(entry, f"mounts[{number}]")
         if options.remount:
             continue
-        link = _link_at(setup, entry) if options.copy_link else None
+        inner = below(setup.root_path, _path(setup, number, entry)) if options.bind else None
+        link = _link_at(setup, entry) if options.copy_link and inner is None else None
         if link is not None:
             setup.links[number] = link
+        elif inner is not None:
+            setup.inner_sources[number] = inner
         elif options.bind:
             setup.sources[number] = _open_source(setup, number, entry, options)
     if setup.spec.linux.masked_paths:
@@ -73,18 +85,115 @@ def _link_at(setup: Setup, entry: Mount) -> str | None:
         raise
 
 
-def _open_source(setup: Setup, number: int, entry: Mount, options: Options) -> int:
+def _path(setup: Setup, number: int, entry: Mount) -> str:
     if not entry.source:
         raise ConfigError(f"mounts[{number}].source", "is required for a bind mount")
-    path = os.path.join(setup.bundle, entry.source)
-    how = m.OPEN_TREE_CLONE | (AT_RECURSIVE if options.recursive_bind else 0)
-    fd = m.open_tree(AT_FDCWD, path, how)
+    return os.path.join(setup.bundle, entry.source)
+
+
+def _open_source(setup: Setup, number: int, entry: Mount, options: Options) -> int:
+    fd = m.open_tree(AT_FDCWD, _path(setup, number, entry), _how(options))
+    return _fitted(setup, number, entry, fd, options)
+
+
+def _how(options: Options) -> int:
+    return m.OPEN_TREE_CLONE | (AT_RECURSIVE if options.recursive_bind else 0)
+
+
+def _fitted(setup: Setup, number: int, entry: Mount, fd: int, options: Options) -> int:
+    """Give a copy of a source what the host's rights are needed for."""
     if not _propagates(setup, options):
         # A copy of a shared mount is its peer, and what is mounted on it appears at the source.
         m.mount_setattr(fd, propagation=m.MS_SLAVE, recursive=True)
     if options.idmap:
         _map_ids(setup, number, entry, fd, options)
     return fd
+
+
+def inner_link(setup: Setup, number: int) -> str | None:
+    """Return where a source in the root filesystem leads, if it is a symbolic link now."""
+    flags = os.O_PATH | os.O_NOFOLLOW
+    fd = inroot.open_path(setup.rootfd, setup.inner_sources[number], flags)
+    try:
+        return os.readlink("", dir_fd=fd) if stat.S_ISLNK(os.fstat(fd).st_mode) else None
+    finally:
+        os.close(fd)
+
+
+def open_inner(setup: Setup, number: int, entry: Mount, options: Options) -> int:
+    """Open a source in the root filesystem, as it is now, as a detached copy."""
+    if not options.idmap:
+        try:
+            return _open_inner(setup, number, entry, options, setup.rootfd)
+        except PermissionError:
+            if setup.helper < 0:
+                raise
+            # Root of the container may not look there, root of the host may.
+    assert setup.channel is not None
+    setup.channel.send("source", {"mount": number, "root": setup.rootfd})
+    return adopt_fd(setup.helper)
+
+
+def _open_inner(setup: Setup, number: int, entry: Mount, options: Options, rootfd: int) -> int:
+    fd = inroot.open_path(rootfd, setup.inner_sources[number])
+    try:
+        copy = m.open_tree(fd, "", _how(options) | AT_EMPTY_PATH)
+    finally:
+        os.close(fd)
+    return _fitted(setup, number, entry, copy, options)
+
+
+def _helped(setup: Setup) -> list[str]:
+    """List the sources for which the container's process may need the parent."""
+    if setup.unprivileged:
+        return []
+    user = setup.needs_private("user")
+    return [
+        entry.source
+        for entry in setup.spec.mounts
+        if entry.source
+        and is_bind(entry)
+        and (user or entry.uid_mappings or "idmap" in entry.options or "ridmap" in entry.options)
+        and below(setup.root_path, os.path.join(setup.bundle, entry.source)) is not None
+    ]
+
+
+@step(
+    _helped,
+    details=_helped,
+    why="root of a user namespace may not look everywhere, and ids are mapped outside",
+)
+def offer_help(setup: Setup) -> None:
+    """Make a socket for mounts that only the parent can open"""
+    setup.helping, setup.helper = pair()
+
+
+def help_with(setup: Setup, number: int, root: int) -> None:
+    """Open a source in the container's root filesystem, descriptor `root` of its process.
+
+    The parent's part of `open_inner`.
+    """
+    if number not in setup.inner_sources:
+        raise ConfigError(f"mounts[{number}].source", "is not in the root filesystem")
+    entry = setup.spec.mounts[number]
+    options = mountoptions.parse(entry, f"mounts[{number}]")
+    ours = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in ("/proc/self/ns/mnt", "/", ".")]
+    rootfd = process.pidfd_getfd(setup.pidfd, root)
+    try:
+        # kernel: a mount is copied from one's own mount namespace only.
+        unshare.setns(setup.pidfd, unshare.CLONE_NEWNS)
+        try:
+            fd = _open_inner(setup, number, entry, options, rootfd)
+        finally:
+            unshare.setns(ours[0], unshare.CLONE_NEWNS)
+            os.fchdir(ours[1])
+            os.chroot(".")
+            os.fchdir(ours[2])
+        send_fd(setup.helping, fd, b"mount")
+        os.close(fd)
+    finally:
+        for each in (*ours, rootfd):
+            os.close(each)
 
 
 def _propagates(setup: Setup, options: Options) -> bool:

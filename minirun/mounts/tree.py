@@ -11,7 +11,8 @@ from minirun.errors import ConfigError, MinirunError
 from minirun.kernel import mount as m
 from minirun.kernel.libc import AT_FDCWD, AT_RECURSIVE, failure, quote
 from minirun.kernel.statfs import PROC_SUPER_MAGIC, fstatfs_type
-from minirun.mounts.entries import clean, describe, shell_mount
+from minirun.mounts.entries import describe, place, shell_mount
+from minirun.mounts.sources import inner_link, open_inner
 from minirun.step import step
 
 TYPE_CHECKING = False
@@ -34,7 +35,7 @@ _UNLABELLED = ("proc", "sysfs", "mqueue", "cgroup2")
 @step(
     lambda setup: bool(setup.spec.mounts),
     details=lambda setup: [describe(entry) for entry in setup.spec.mounts],
-    shell=lambda setup: [shell_mount(entry) for entry in setup.spec.mounts],
+    shell=lambda setup: [shell_mount(entry, setup.root_path) for entry in setup.spec.mounts],
 )
 def mount_all(setup: Setup) -> None:
     """Mount what config.json lists, in its order"""
@@ -54,25 +55,30 @@ def mount_all(setup: Setup) -> None:
 
 def _mount_one(setup: Setup, number: int, entry: Mount) -> None:
     options = mountoptions.parse(entry, f"mounts[{number}]")
-    destination = clean(entry.destination)
-    if number in setup.links:
-        _make_link(setup.rootfd, destination, setup.links[number])
-        return
+    destination = place(setup.root_path, entry)
     if options.remount:
         _remount(setup, entry, options)
         return
-    fd = setup.sources[number] if options.bind else _new_mount(setup, entry, options)
+    inner = number in setup.inner_sources
+    link = inner_link(setup, number) if inner and options.copy_link else setup.links.get(number)
+    if link is not None:
+        _make_link(setup.rootfd, destination, link)
+        return
+    if inner:
+        fd = open_inner(setup, number, entry, options)
+    else:
+        fd = setup.sources[number] if options.bind else _new_mount(setup, entry, options)
     try:
         target = _open_target(setup, entry, destination, fd)
         try:
             _check_proc(entry, destination, target, fd)
             if options.copy_up:
                 _copy_up(target, fd)
-            _set_attributes(fd, options, late_ro=_locked_late(entry, options))
+            _set_attributes(fd, options, late_ro=_locked_late(setup, entry, options))
             m.move_mount(fd, target)
         finally:
             os.close(target)
-        if _locked_late(entry, options):
+        if _locked_late(setup, entry, options):
             setup.to_lock.append(os.dup(fd))
         _set_propagation(fd, options)
     finally:
@@ -96,18 +102,19 @@ def _make_link(rootfd: int, destination: str, link: str) -> None:
         os.close(parent)
 
 
-def _locked_late(entry: Mount, options: Options) -> bool:
+def _locked_late(setup: Setup, entry: Mount, options: Options) -> bool:
     """Whether a mount becomes read-only last: other mounts, and nodes, have their places in it."""
-    ours = clean(entry.destination) == "/dev" or entry.type == "tmpfs"
+    ours = place(setup.root_path, entry) == "/dev" or entry.type == "tmpfs"
     return ours and bool(options.set & m.MOUNT_ATTR_RDONLY)
 
 
 def _remount(setup: Setup, entry: Mount, options: Options) -> None:
     """Change a mount of the container; without `bind` its file system's own options too."""
-    target = inroot.open_path(setup.rootfd, clean(entry.destination))
+    target = inroot.open_path(setup.rootfd, place(setup.root_path, entry))
     try:
-        _set_attributes(target, options, late_ro=_locked_late(entry, options))
-        if _locked_late(entry, options):
+        late = _locked_late(setup, entry, options)
+        _set_attributes(target, options, late_ro=late)
+        if late:
             setup.to_lock.append(os.dup(target))
         if options.superblock or options.data:
             config = m.fspick(target)
@@ -145,12 +152,35 @@ def _new_mount(setup: Setup, entry: Mount, options: Options) -> int:
         if not setup.needs_private("cgroup"):
             return _own_group(setup)
         return _new_cgroup(setup, entry, options)
+    if kind == "sysfs" and (setup.unprivileged or setup.needs_private("user")):
+        try:
+            return _new_file_system(setup, entry, kind, options)
+        except PermissionError:
+            return _host_sysfs(setup, options)
+    return _new_file_system(setup, entry, kind, options)
+
+
+def _host_sysfs(setup: Setup, options: Options) -> int:
+    """Bind the host's /sys, read-only.
+
+    The kernel has a new sysfs only for who owns the network namespace that it shows.
+    """
+    fd = m.open_tree(AT_FDCWD, "/sys", m.OPEN_TREE_CLONE | AT_RECURSIVE)
+    # Writable, a user's cgroups would be so too (CVE-2023-25809).
+    m.mount_setattr(fd, set_=m.MOUNT_ATTR_RDONLY, propagation=m.MS_SLAVE, recursive=True)
+    options.clear &= ~m.MOUNT_ATTR_RDONLY
+    options.recursive_clear &= ~m.MOUNT_ATTR_RDONLY
+    setup.notes.append("/sys is the host's, read-only: there is no network namespace of its own")
+    return fd
+
+
+def _new_file_system(setup: Setup, entry: Mount, kind: str, options: Options) -> int:
     config = m.fsopen(kind)
     try:
         if entry.source:
             m.fsconfig_string(config, "source", entry.source)
         if kind == "tmpfs":
-            _take_mode(setup.rootfd, clean(entry.destination), config)
+            _take_mode(setup.rootfd, place(setup.root_path, entry), config)
         if setup.selinux and setup.spec.linux.mount_label and kind not in _UNLABELLED:
             m.fsconfig_string(config, "context", setup.spec.linux.mount_label)
         if options.set & m.MOUNT_ATTR_RDONLY and kind != "tmpfs":

@@ -347,3 +347,19 @@ def test_exec_is_in_all_of_them(box: Box) -> None:
         "cgroup": found["cgroup"]
     }
     good(box.delete("--force"))
+
+
+@pytest.mark.requires("userns")
+@pytest.mark.parametrize("options", [["nosuid", "ro"], ["nosuid", "rw"], ["rrw"]], ids=",".join)
+def test_sysfs_without_a_network_namespace(box: Box, options: list[str]) -> None:
+    """The kernel has none for who does not own the network: the host's then, not to be changed."""
+    box.user_namespace()
+    box.share("network")
+    box.unmount("/sys")
+    box.mount("/sys", "sysfs", *options, kind="sysfs")
+    box.linux["maskedPaths"] = []
+    mounts = box.probe().mounts
+    found = {point: one for point, one in mounts.items() if f"{point}/".startswith("/sys/")}
+    assert found["/sys"].type == "sysfs"
+    assert [point for point, one in found.items() if "ro" not in one.options] == []
+    assert ("nosuid" in found["/sys"].options) == ("nosuid" in options)

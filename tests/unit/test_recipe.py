@@ -24,6 +24,7 @@ PREPARE
     terminal.open_console_socket
     outside.connect_pidfd_socket
     mounts.open_sources
+    mounts.offer_help
     devices.open_nodes
     syscallfilter.compile_filter
     syscallfilter.connect_agent
