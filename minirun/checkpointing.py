@@ -29,6 +29,11 @@ def checkpoint(root: str, cid: str, images: Images) -> None:
         status = container.status()
         if status != "running":
             raise StateError(f"Container cannot be checkpointed in {status} state")
+        if container.saved.root_mount is not None:
+            raise MinirunError(
+                "a container in the host's mount namespace cannot be checkpointed",
+                cause="its mounts are among the host's",
+            )
         _require(images)
         group = ending.group_of(container)
         try:

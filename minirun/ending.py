@@ -147,6 +147,10 @@ def destroy(container: Container, group: Group | None = None, spec: Spec | None 
         _stop_unit(container)
     elif not container.saved.pid:
         _remove_leftover(container)
+    if container.saved.root_mount is not None:
+        from minirun.mounts import outside  # for containers without a mount namespace only
+
+        outside.unbind(container.saved.rootfs, container.saved.root_mount)
     _leave_resctrl(container, spec)
     _poststop(container, spec)
     container.remove()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from minirun.kernel import unshare
+from minirun.kernel import process, unshare
 from minirun.namespaces import FILES, FLAGS
 from minirun.step import step
 
@@ -30,6 +30,8 @@ def differing(pid: int) -> int:
 @step(why="all at once by the process's descriptor, so that no recycled pid can stand in for it")
 def join_all(setup: Setup) -> None:
     """Join the container's namespaces"""
+    if not setup.join_flags & unshare.CLONE_NEWNS:
+        setup.rootfd = _root_of(setup)
     unshare.setns(setup.target_pidfd, setup.join_flags)
     os.close(setup.target_pidfd)
     if setup.join_flags & unshare.CLONE_NEWUSER:
@@ -37,8 +39,20 @@ def join_all(setup: Setup) -> None:
         os.setresuid(0, 0, 0)
 
 
+def _root_of(setup: Setup) -> int:
+    """Open the root of a container that is in our mount namespace: chroot(2) is all that it has."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    fd = os.open(f"/proc/{setup.target_pid}/root", flags)
+    process.pidfd_send_signal(setup.target_pidfd, 0)  # the pid was not another's meanwhile
+    return fd
+
+
 @step()
 def open_root(setup: Setup) -> None:
     """Open the container's root"""
+    if setup.rootfd >= 0:
+        os.fchdir(setup.rootfd)
+        os.chroot(".")
+        os.close(setup.rootfd)
     os.chdir("/")
     setup.rootfd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -10,6 +10,7 @@ from minirun.launcher import require_sealed
 from minirun.setup import Launch, Setup
 from minirun.spec import Spec
 from minirun.validate import validate
+from minirun.validate_namespaces import is_private
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ def prepare(cid: str, launch: Launch) -> tuple[Setup, bytes]:
         raise ConfigError("root", "is required")
     setup = Setup(cid, spec, _activated(spec.process, launch), bundle, launch)
     setup.notes += notes
+    setup.own_mounts = is_private(spec, "mount")
+    if not setup.own_mounts and launch.no_pivot:
+        # It would move the container's root over the host's.
+        raise MinirunError("--no-pivot needs a mount namespace in linux.namespaces")
     if not privilege.host_root():
         from minirun import validate_rootless
 
@@ -58,6 +63,8 @@ def prepare(cid: str, launch: Launch) -> tuple[Setup, bytes]:
     setup.root_path = os.path.realpath(os.path.join(bundle, spec.root.path))
     if not os.path.isdir(setup.root_path):
         raise ConfigError("root.path", f"{setup.root_path} is not a directory")
+    if setup.root_path == "/" and not setup.own_mounts:
+        raise ConfigError("root.path", "/ needs a mount namespace in linux.namespaces")
     check_streams(setup)
     return setup, text
 

@@ -8,6 +8,7 @@ and from each step's own `when`, `details` and `shell`.
 from __future__ import annotations
 
 from minirun import recipe
+from minirun.errors import MinirunError
 from minirun.setup import Setup
 from minirun.step import name_of, sentence_of, wanted
 
@@ -77,8 +78,11 @@ def _lines(setup: Setup, stages: Sequence[Any]) -> list[str]:
 def shell_of(setup: Setup) -> str:
     """Render the plan as a script that builds a like container with common tools.
 
-    What no tool can do is a comment: the system call filter, the device program, hooks.
+    What no tool can do is a comment: the system call filter, the device program, hooks. Raises
+    MinirunError for a container in the host's mount namespace.
     """
+    if not setup.own_mounts:
+        raise MinirunError("no script can do it: the container is in the host's mount namespace")
     prefix = [line for line in _lines(setup, [recipe.OUTER]) if line and line[0] != "#"]
     inside = _lines(setup, [recipe.INNER, recipe.ENTER])
     last = [line for line in inside if line.startswith("setpriv ")]

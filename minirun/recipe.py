@@ -70,6 +70,7 @@ PREPARE = (
     syscallfilter.compile_filter,
     syscallfilter.connect_agent,
     cgroups.create,
+    root.bind_root_outside,  # last: undone first
 )
 
 OUTER = (
@@ -130,6 +131,7 @@ HOOKS = (
 
 ENTER = (
     root.pivot_root,
+    root.change_root,
     # ---- from here on the host's files are gone: no import, no path of ours ----
     terminal.open_pty,  # in the container's devpts
     hostname.set_hostname,

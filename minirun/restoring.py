@@ -47,6 +47,8 @@ def restore(root: str, cid: str, launch: Launch, images: Images) -> int:
     container, setup = making.begin(root, cid, launch, events=False)
     with container:
         try:
+            if not setup.own_mounts:
+                raise ConfigError("linux.namespaces", "criu restores into a mount namespace only")
             master = foreground.console_of(setup) if setup.process.terminal else None
             with images:
                 _make(container, setup, images)

@@ -127,8 +127,7 @@ class Setup:
         self.target_pid, self.target_pidfd = 0, -1  # exec: the container's process
         self.join_flags = 0  # exec: CLONE_NEW* of the namespaces to join
 
-        self.rootfd = -1  # mounts.bind_root: the container's root
-        self.procfd = -1  # procfs.open_private
+        self.rootfd = self.procfd = -1  # mounts.bind_root: the container's; procfs.open_private
         self.mask_source = -1  # mounts: what hides a directory
         self.terminal_fd = -1  # terminal.open: the pty's slave
         self.core_limit = (0, 0)  # child.protect: what RLIMIT_CORE was, for the payload
@@ -152,9 +151,9 @@ class Setup:
             self.fifo,
             self.result,
             self.console,
+            self.null_source,
             self.helper,
             self.rootfd,
-            self.null_source,
             self.target_pidfd,
             *self.namespaces.values(),
             *self.sources.values(),

@@ -53,6 +53,7 @@ class Saved(Record):
     systemd_unit: str | None = string()
     user_manager: bool = boolean(default=False)
     annotations: dict[str, str] = string_map()
+    root_mount: int | None = integer(0, UINT64)  # the root's mount in the host's mount namespace
     obstacle: tuple[str, ...] = strings()  # what would keep execve from the program, and what helps
 
 

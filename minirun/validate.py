@@ -25,6 +25,7 @@ from minirun.validate_namespaces import (
     names,
     namespaces,
     net_devices,
+    shared_mounts,
     sysctl,
     time_offsets,
 )
@@ -228,6 +229,7 @@ CHECKS: tuple[Check, ...] = (
     annotation_names,
     process,
     namespaces,
+    shared_mounts,
     mappings,
     mapped_user,
     time_offsets,

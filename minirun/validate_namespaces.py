@@ -53,9 +53,23 @@ def namespaces(spec: Spec, _notes: Notes) -> None:
         seen.add(entry.type)
         if entry.path:
             absolute(entry.path, f"{where}.path")
-    if "mount" not in seen:
-        # The container's mounts would be the host's.
-        raise ConfigError("linux.namespaces", "a container without mount is not supported yet")
+
+
+def shared_mounts(spec: Spec, _notes: Notes) -> None:
+    """Refuse what would change mounts of the host where the container is in its mount namespace."""
+    if is_private(spec, "mount"):
+        return
+    for name in ("masked", "readonly"):
+        refuse_unless(
+            not getattr(spec.linux, f"{name}_paths"),
+            f"linux.{name}Paths",
+            "unable to restrict sys entries without a private MNT namespace",
+        )
+    where = "linux.rootfsPropagation"
+    needs = "needs a mount namespace in linux.namespaces"
+    refuse_unless(not spec.linux.rootfs_propagation, where, needs)
+    user = "user" in types_of(spec)
+    refuse_unless(not user, "linux.namespaces", "a user namespace needs a mount namespace too")
 
 
 def mappings(spec: Spec, _notes: Notes) -> None:
@@ -148,6 +162,13 @@ def net_devices(spec: Spec, _notes: Notes) -> None:
     refuse_unless(
         len(set(inside)) == len(inside), "linux.netDevices", "two devices would have one name"
     )
+
+
+def is_private(spec: Spec, kind: str) -> bool:
+    """Tell whether the container has a namespace of this type that is not the host's."""
+    types = types_of(spec)
+    path = types.get(kind)
+    return kind in types and (path is None or not _is_ours(kind, path))
 
 
 def needs_private(spec: Spec, kind: str, where: str) -> None:

@@ -52,4 +52,5 @@ def _of_container(options: Options, cid: str) -> Setup:
     launch = Launch(saved.bundle, systemd_cgroup=saved.systemd_unit is not None)
     setup = Setup(cid, spec, spec.process or Process(), saved.bundle, launch)
     setup.root_path = saved.rootfs
+    setup.own_mounts = saved.root_mount is None
     return setup

@@ -7,7 +7,7 @@ import os
 
 from minirun import mountoptions
 from minirun.kernel import mount as m
-from minirun.kernel.libc import AT_FDCWD, AT_RECURSIVE
+from minirun.kernel.libc import AT_FDCWD, AT_RECURSIVE, trace
 from minirun.step import step
 
 TYPE_CHECKING = False
@@ -15,7 +15,28 @@ if TYPE_CHECKING:
     from minirun.setup import Setup
 
 
+def _own(setup: Setup) -> bool:
+    return setup.own_mounts
+
+
+def _hosts(setup: Setup) -> bool:
+    return not setup.own_mounts
+
+
 @step(
+    _hosts,
+    details=lambda setup: [f"bind {setup.root_path}"],
+    why="in the host's mount namespace all mounts of the container lie below it, and go with it",
+)
+def bind_root_outside(setup: Setup) -> None:
+    """Bind the root filesystem on itself, for the host too"""
+    from minirun.mounts import outside  # for containers without a mount namespace only
+
+    outside.bind(setup)
+
+
+@step(
+    _own,
     shell=lambda _setup: ["mount --make-rslave /"],
     why="else a mount of the container would appear on the host: mount_namespaces(7)",
 )
@@ -26,6 +47,7 @@ def stop_propagation(setup: Setup) -> None:
 
 
 @step(
+    _own,
     details=lambda setup: [f"bind {setup.root_path}"],
     shell=lambda setup: ['mount --rbind "$root" "$root"', 'mount --make-rprivate "$root"'],
     why="pivot_root(2) needs a mount point, and attributes of its own",
@@ -42,6 +64,19 @@ def bind_root(setup: Setup) -> None:
 
 
 @step(
+    _hosts,
+    why="pivot_root would change the root of every process of the host",
+)
+def change_root(setup: Setup) -> None:
+    """Make the root filesystem the root of this process alone"""
+    os.fchdir(setup.rootfd)
+    os.chroot(".")
+    os.chdir("/")
+    trace(lambda: f'fchdir({setup.rootfd}); chroot("."); chdir("/")')
+
+
+@step(
+    _own,
     shell=lambda _setup: [
         'cd "$root"',
         "pivot_root . .",

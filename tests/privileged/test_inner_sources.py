@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from runtime import Box
 
-pytestmark = [pytest.mark.host, pytest.mark.requires("root", "programs")]
+pytestmark = pytest.mark.requires("root", "programs")
 
 MAPS = [{"containerID": 0, "hostID": 100000, "size": 65536}]
 

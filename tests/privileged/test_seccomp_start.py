@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from runtime import Box
 
 pytestmark = [
-    pytest.mark.host,
     pytest.mark.requires("root", "programs", "seccomp"),
     pytest.mark.skipif(platform.machine() != "x86_64", reason="machine code of x86-64"),
 ]

@@ -29,6 +29,7 @@ PREPARE
     syscallfilter.compile_filter
     syscallfilter.connect_agent
     cgroups.create
+    mounts.bind_root_outside
 OUTER
     namespaces.begin
     sync.await_scope
@@ -75,6 +76,7 @@ HOOKS
     hooks.create_runtime
 ENTER
     mounts.pivot_root
+    mounts.change_root
     terminal.open_pty
     hostname.set_hostname
     hostname.set_domainname
