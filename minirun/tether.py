@@ -14,16 +14,19 @@ from signal import SIGKILL
 
 from minirun.errors import MinirunError
 
+try:
+    import prctl  # here, and once: each child of ours would pay a millisecond for it
+except ImportError:
+    prctl = None
+
 
 def require() -> None:
     """Refuse to go on without the library. Raises MinirunError."""
-    try:
-        import prctl  # noqa: F401 - a millisecond, which only those pay who fork
-    except ImportError:
+    if prctl is None:
         raise MinirunError(
             "python-prctl is not installed",
             fix="apt-get install gcc libc6-dev python3-dev libcap-dev, then scripts/install again",
-        ) from None
+        )
 
 
 def tie(parent: int, name: str) -> bool:
@@ -32,9 +35,7 @@ def tie(parent: int, name: str) -> bool:
     `parent` is the maker's process ID: one that has gone already kills nobody any more. Returns
     False, with nothing done, where the library is missing. Source: prctl(2), PR_SET_PDEATHSIG.
     """
-    try:
-        import prctl
-    except ImportError:
+    if prctl is None:
         return False
     prctl.set_pdeathsig(SIGKILL)
     if os.getppid() != parent:

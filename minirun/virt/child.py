@@ -5,9 +5,12 @@ What it finds is merged from JSON objects, one a line, each written when it is k
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import select
 import time
+from signal import SIG_DFL, alarm, signal
 
 from minirun import tether
 from minirun.jsontext import JSONError, dumps, loads
@@ -53,10 +56,6 @@ def run(steps: Iterable[Step], limit: float = LIMIT) -> dict[str, Any]:
 
 
 def _be_child(parent: int, writable: int, steps: Iterable[Step], limit: float) -> None:
-    import fcntl
-    import resource
-    from signal import SIG_DFL, alarm, signal
-
     # Whoever closed the standard streams gave the pipe their numbers, which become /dev/null.
     writable = fcntl.fcntl(writable, fcntl.F_DUPFD_CLOEXEC, 3)
 

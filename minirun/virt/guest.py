@@ -35,8 +35,8 @@ _PORT = 0x80
 # dec ecx; jnz; then the exit.
 _REAL = bytes.fromhex("6649 75fc b8726d e780 f4 ebfd")  # mov ax,0x6d72; out 0x80,ax; hlt; jmp
 _LONG = bytes.fromhex("ffc9 75fc 8906 ebfc")  # mov [rsi],eax; jmp
-_FEW, _MANY, _HOST = 1000, 1_000_000, 1_000_000
-_EXITS = 50
+_FEW, _MANY, _HOST = 500, 1_000_000, 1_000_000
+_EXITS = 20
 _SLOW = 50  # times the host's own pace: emulated, where the kernel does not count
 
 
