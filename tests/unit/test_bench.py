@@ -231,6 +231,13 @@ def test_record_says_what_weakens_it() -> None:
     assert "emulated: ratios mean little" in "\n".join(emulated.conclusion())
 
 
+def test_record_counts_the_budgets() -> None:
+    verdicts = [figures.Verdict("a", True, "1"), figures.Verdict("b", None, "2")]
+    assert report.budgets(verdicts)[-1] == "budgets: 1 kept, 1 not measured"
+    assert report.budgets([figures.Verdict("a", False, "1")])[-1] == "budgets: 1 NOT KEPT"
+    assert report.budgets([]) == ["budgets: none was measured"]
+
+
 def test_record_shows_its_head_and_a_table() -> None:
     made = a_report()
     assert "minirun: 1, /m" in made.head()

@@ -112,6 +112,7 @@ class Machine:
             raise
         if done.returncode and self.run("status", quiet=True):
             raise Unusable("the machine was ended while it measured")
-        if result:
-            Path(result).write_text(self.read("cat", f"{PLACE}/result.json"))
+        # Empty where nothing was measured, absent where the benchmark did not come to begin.
+        if result and (text := self.read("sh", "-c", f"cat {PLACE}/result.json || :")):
+            Path(result).write_text(text)
         return done.returncode

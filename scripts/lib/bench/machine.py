@@ -7,6 +7,7 @@ with cgroup v1 or a mixture, /sys/fs/cgroup is cgroup v2; the machine's own moun
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -135,5 +136,7 @@ def describe(cgroups: str) -> dict[str, str]:
         "memory": f"{psutil.virtual_memory().total >> 20} MiB",
         "cgroups": cgroups,
         "controllers": " ".join(read(f"{CGROUP}/cgroup.controllers").split()) or "none",
+        "python": platform.python_version(),
+        "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "load average": " ".join(f"{one:.2f}" for one in psutil.getloadavg()),
     }

@@ -12,12 +12,13 @@ from lib.bench.cases import CASES, MEMORY, MEMORY_TITLE, PER_BLOCK
 from lib.bench.figures import ENOUGH, Memory, Sample, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from lib.bench.machine import Load
     from lib.bench.tools import Tool
 
 SCHEMA = 1
+WORDS = {True: "kept", False: "NOT KEPT", None: "not measured"}
 
 
 class Report(NamedTuple):
@@ -77,7 +78,7 @@ class Report(NamedTuple):
             lines.append(f"only {self.runs} rounds: medians of at least {ENOUGH} are what counts")
         if "emulated" in self.machine["processors"]:
             lines.append("the processors are emulated: ratios mean little, durations nothing")
-        return [*lines, *(str(verdict) for verdict in self.verdicts())]
+        return [*lines, "", *budgets(self.verdicts())]
 
     # ---------------------------------------------------------------- for programs
 
@@ -114,6 +115,13 @@ class Report(NamedTuple):
             },
             "budgets": [verdict._asdict() for verdict in self.verdicts()],
         }
+
+
+def budgets(verdicts: Sequence[Verdict]) -> list[str]:
+    """The verdict on each budget that was measured for, then how many are kept."""
+    kept = [verdict.kept for verdict in verdicts]
+    words = [f"{kept.count(value)} {word}" for value, word in WORDS.items() if value in kept]
+    return [*map(str, verdicts), f"budgets: {', '.join(words) or 'none was measured'}"]
 
 
 def totals(rows: Mapping[str, list[Sample] | str]) -> list[str]:
