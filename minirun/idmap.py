@@ -9,7 +9,7 @@ import os
 
 from minirun.errors import MinirunError
 from minirun.kernel import process
-from minirun.kernel.libc import failure, quote, trace
+from minirun.kernel.libc import trace, write_once
 from minirun.kernel.unshare import CLONE_NEWUSER
 from minirun.privilege import needs_helper
 
@@ -30,22 +30,8 @@ def write_maps(pid: int, uids: Sequence[IDMapping], gids: Sequence[IDMapping]) -
 
     The process must wait meanwhile and be ours to reap, so that `pid` cannot be another's.
     """
-    _write(pid, "gid_map", text_of(gids))
-    _write(pid, "uid_map", text_of(uids))
-
-
-def _write(pid: int, name: str, text: str) -> None:
-    path = f"/proc/{pid}/{name}"
-    shown = f"write({quote(path)}, {quote(text)})"
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        # kernel: the whole map in one write(2).
-        os.write(fd, text.encode())
-    except OSError as error:
-        raise failure(error.errno or 0, shown) from None
-    finally:
-        os.close(fd)
-    trace(lambda: shown)
+    write_once(f"/proc/{pid}/gid_map", text_of(gids))
+    write_once(f"/proc/{pid}/uid_map", text_of(uids))
 
 
 def write_maps_of_user(pid: int, uids: Sequence[IDMapping], gids: Sequence[IDMapping]) -> None:
@@ -57,12 +43,12 @@ def write_maps_of_user(pid: int, uids: Sequence[IDMapping], gids: Sequence[IDMap
     if needs_helper([_numbers(one) for one in gids], os.getegid()):
         _by_helper("newgidmap", pid, gids)
     else:
-        _write(pid, "setgroups", "deny")
-        _write(pid, "gid_map", text_of(gids))
+        write_once(f"/proc/{pid}/setgroups", "deny")
+        write_once(f"/proc/{pid}/gid_map", text_of(gids))
     if needs_helper([_numbers(one) for one in uids], os.geteuid()):
         _by_helper("newuidmap", pid, uids)
     else:
-        _write(pid, "uid_map", text_of(uids))
+        write_once(f"/proc/{pid}/uid_map", text_of(uids))
 
 
 def _numbers(one: IDMapping) -> tuple[int, int, int]:

@@ -207,16 +207,7 @@ def write_time_offsets(setup: Setup, pid: int) -> None:
         f"{clock} {offset.secs} {offset.nanosecs}\n"
         for clock, offset in setup.spec.linux.time_offsets.items()
     )
-    path = f"/proc/{pid}/timens_offsets"
-    shown = f"write({libc.quote(path)}, {libc.quote(text)})"
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    except OSError as error:
-        raise libc.failure(error.errno or 0, shown) from None
-    finally:
-        os.close(fd)
-    libc.trace(lambda: shown)
+    libc.write_once(f"/proc/{pid}/timens_offsets", text)
 
 
 @step(

@@ -96,6 +96,22 @@ def trace(text: Text, result: int = 0, number: int = 0) -> None:
         _tracer(text(), result, number)
 
 
+def write_once(path: str, text: str) -> None:
+    """Write to a file of /proc in one write(2), traced, and named in the error. Raises OSError."""
+
+    def shown() -> str:
+        return f"write({quote(path)}, {quote(text)})"
+
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    except OSError as error:
+        raise failure(error.errno or 0, shown()) from None
+    finally:
+        os.close(fd)
+    trace(shown)
+
+
 def set_tracer(tracer: Tracer | None) -> Tracer | None:
     """Have `tracer(text, result, errno)` called for each call; return the former tracer."""
     global _tracer

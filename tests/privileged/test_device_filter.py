@@ -7,12 +7,12 @@ import json
 import os
 import shutil
 import struct
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runtime import runc_apart
 
 from minirun import devicefilter
 from minirun.devicefilter import Policy
@@ -328,17 +328,8 @@ def test_runc_decides_alike(group: int, nodes: int, tmp_path: Path, name: str) -
         },
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    mounted = "[ -e /sys/fs/cgroup/cgroup.procs ] || mount -t cgroup2 none /sys/fs/cgroup"
-    script = f"{mounted}; exec runc --root run run -b . minirun-devices"
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = runc_apart(tmp_path, "minirun-devices")
+    assert done.code == 0, done.err
     rules = [DeviceRule.decode(one) for one in COMPARED[name]]
     devicefilter.attach(group, devicefilter.policy(rules))
 
@@ -346,4 +337,4 @@ def test_runc_decides_alike(group: int, nodes: int, tmp_path: Path, name: str) -
         return [opening(nodes, node, mode) for node in ("null", "kmsg") for mode in MODES]
 
     ours = ["fine" if found == FINE else "refused" for found in inside(group, ask)]
-    assert ours == done.stdout.split()
+    assert ours == done.out.split()

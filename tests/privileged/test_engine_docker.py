@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import dockerlike
 import pytest
+from dockerlike import FILES, LIMITED, LIMITS, QUIET, inspect, running
 from engines import (
     IMAGE,
     MIB,
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = [pytest.mark.vm, pytest.mark.requires("root", "limits", "rootfs", "docker")]
-
-QUIET = ("--network", "none")  # no bridge, and nothing of a firewall
 
 
 @pytest.fixture(scope="module")
@@ -56,20 +56,6 @@ def docker(base: Path) -> Iterator[Engine]:
         yield engine
 
 
-@contextlib.contextmanager
-def running(docker: Engine, *options: str, command: str = "sleep 1000") -> Iterator[str]:
-    """A container, by its ID; it goes with the block."""
-    cid = docker("run", "--detach", *QUIET, *options, IMAGE, *command.split(" ", 2))
-    try:
-        yield cid
-    finally:
-        docker("rm", "--force", cid)
-
-
-def inspect(docker: Engine, cid: str, what: str) -> str:
-    return docker("inspect", "--format", f"{{{{{what}}}}}", cid)
-
-
 def test_the_default_runtime_is_minirun(docker: Engine) -> None:
     assert docker("info", "--format", "{{.DefaultRuntime}}") == "minirun"
     state = Path(docker("info", "--format", "{{.DockerRootDir}}")).parent / "run/runtime-runc"
@@ -78,33 +64,15 @@ def test_the_default_runtime_is_minirun(docker: Engine) -> None:
 
 
 def test_run_passes_streams_and_status(docker: Engine) -> None:
-    done = docker.call(
-        "run", "--rm", "-i", *QUIET, IMAGE, "sh", "-c", "cat; echo err >&2; exit 7", text="typed\n"
-    )
-    assert (done.stdout, done.stderr, done.returncode) == ("typed\n", "err\n", 7)
+    dockerlike.run_passes_streams_and_status(docker)
 
 
 def test_statuses_tell_who_failed(docker: Engine) -> None:
-    def status(*args: str) -> int:
-        return docker.call("run", "--rm", *QUIET, *args).returncode
-
-    assert status("--no-such-flag", IMAGE) == 125
-    assert status(IMAGE, "/etc/passwd") == 126
-    assert status(IMAGE, "no-such-program") == 127
+    dockerlike.statuses_tell_who_failed(docker)
 
 
 def test_exec_has_statuses_users_and_a_terminal(docker: Engine) -> None:
-    with running(docker) as cid:
-        told = docker("exec", "-u", "nobody", "-w", "/tmp", "-e", "A=b", cid, *TELL)
-        assert told == "nobody /tmp b"
-        assert docker.call("exec", cid, "sh", "-c", "exit 9").returncode == 9
-        assert docker.call("exec", cid, "/etc/passwd").returncode == 126
-        assert docker.call("exec", cid, "no-such-program").returncode in (126, 127)
-        shell = docker.on_terminal("exec", "-it", cid, "sh", typed="tty; stty size; exit 3\n")
-        assert "/dev/pts/" in shell.output and shell.status == 3, shell.output
-
-
-TELL = ("sh", "-c", "echo $(id -un) $(pwd) $A")
+    dockerlike.exec_has_statuses_users_and_a_terminal(docker, missing=(126, 127))
 
 
 def test_run_on_a_terminal(docker: Engine) -> None:
@@ -112,17 +80,12 @@ def test_run_on_a_terminal(docker: Engine) -> None:
     assert "/dev/pts/0" in shell.output and shell.status == 4, shell.output
 
 
-LIMITS = ("--memory", "64m", "--memory-swap", "96m", "--cpus", "0.5", "--pids-limit", "20")
-
-
 def test_limits_and_update_and_stats(docker: Engine) -> None:
-    files = ("memory.max", "memory.swap.max", "cpu.max", "pids.max", "cpuset.cpus")
     with running(docker, *LIMITS, "--cpuset-cpus", "0") as cid:
         pid = inspect(docker, cid, ".State.Pid")
-        before = [str(64 * MIB), str(32 * MIB), "50000 100000", "20", "0"]
-        assert values(pid, *files) == before
+        assert values(pid, *FILES) == LIMITED
         docker("update", "--memory", "80m", "--memory-swap", "80m", "--cpus", "1", cid)
-        assert values(pid, *files) == [str(80 * MIB), "0", "100000 100000", "20", "0"]
+        assert values(pid, *FILES) == [str(80 * MIB), "0", "100000 100000", "20", "0"]
         shown = json.loads(docker("stats", "--no-stream", "--format", "{{json .}}", cid))
         assert shown["PIDs"] == "1" and shown["MemUsage"].endswith("/ 80MiB")
 
@@ -135,25 +98,11 @@ def test_what_runs_out_of_memory_is_told(docker: Engine) -> None:
 
 
 def test_pause_and_unpause(docker: Engine) -> None:
-    with running(docker) as cid:
-        pid = inspect(docker, cid, ".State.Pid")
-        docker("pause", cid)
-        assert values(pid, "cgroup.freeze") == ["1"]
-        assert inspect(docker, cid, ".State.Status") == "paused"
-        docker("unpause", cid)
-        assert values(pid, "cgroup.freeze") == ["0"]
+    dockerlike.pause_and_unpause(docker)
 
 
 def test_stop_kill_and_logs(docker: Engine) -> None:
-    trap = "sh -c trap 'echo asked; exit 5' TERM; echo up; while :; do sleep 0.1; done"
-    with running(docker, command=trap) as cid:
-        until(lambda: docker("logs", cid) == "up", "the container is up")
-        docker("stop", cid)
-        assert inspect(docker, cid, ".State.ExitCode") == "5"
-        assert docker("logs", cid) == "up\nasked"
-        docker("start", cid)
-        docker("kill", cid)
-        assert docker("wait", cid) == "137"
+    dockerlike.stop_start_kill_and_logs(docker)
 
 
 def test_a_failing_container_is_started_again(docker: Engine) -> None:

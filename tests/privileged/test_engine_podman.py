@@ -10,7 +10,9 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import dockerlike
 import pytest
+from dockerlike import FILES, LIMITED, LIMITS, QUIET, inspect, running
 from engines import (
     IMAGE,
     MIB,
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = [pytest.mark.vm, pytest.mark.requires("root", "limits", "rootfs", "podman")]
-
-QUIET = ("--network", "none")
 
 
 class Podman:
@@ -74,21 +74,6 @@ def podman(engines: Podman) -> Engine:
     return engines.cgroupfs
 
 
-@contextlib.contextmanager
-def running(podman: Engine, *options: str, command: str = "sleep 1000") -> Iterator[str]:
-    """A container, by its ID; it goes with the block."""
-    words = command.split(" ", 2)
-    cid = podman("run", "--detach", *QUIET, *options, IMAGE, *words)
-    try:
-        yield cid
-    finally:
-        podman("rm", "--force", "--time", "0", cid)
-
-
-def inspect(podman: Engine, cid: str, what: str) -> str:
-    return podman("inspect", "--format", f"{{{{{what}}}}}", cid)
-
-
 def test_minirun_is_the_runtime(podman: Engine) -> None:
     with running(podman) as cid:
         assert inspect(podman, cid, ".OCIRuntime") == "minirun"
@@ -96,19 +81,11 @@ def test_minirun_is_the_runtime(podman: Engine) -> None:
 
 
 def test_run_passes_streams_and_status(podman: Engine) -> None:
-    done = podman.call(
-        "run", "--rm", "-i", *QUIET, IMAGE, "sh", "-c", "cat; echo err >&2; exit 7", text="typed\n"
-    )
-    assert (done.stdout, done.stderr, done.returncode) == ("typed\n", "err\n", 7)
+    dockerlike.run_passes_streams_and_status(podman)
 
 
 def test_statuses_tell_who_failed(podman: Engine) -> None:
-    def status(*args: str) -> int:
-        return podman.call("run", "--rm", *QUIET, *args).returncode
-
-    assert status("--no-such-flag", IMAGE) == 125
-    assert status(IMAGE, "/etc/passwd") == 126
-    assert status(IMAGE, "no-such-program") == 127
+    dockerlike.statuses_tell_who_failed(podman)
 
 
 def test_run_on_a_terminal(podman: Engine) -> None:
@@ -120,38 +97,17 @@ def test_run_on_a_terminal(podman: Engine) -> None:
 
 
 def test_exec_has_statuses_users_and_a_terminal(podman: Engine) -> None:
-    with running(podman) as cid:
-        code = "echo $(id -un) $(pwd) $A"
-        told = podman("exec", "-u", "nobody", "-w", "/tmp", "-e", "A=b", cid, "sh", "-c", code)
-        assert told == "nobody /tmp b"
-        assert podman.call("exec", cid, "sh", "-c", "exit 9").returncode == 9
-        assert podman.call("exec", cid, "/etc/passwd").returncode == 126
-        assert podman.call("exec", cid, "no-such-program").returncode == 127
-        shell = podman.on_terminal("exec", "-it", cid, "sh", typed="tty; exit 3\n")
-        assert "/dev/pts/" in shell.output and shell.status == 3, shell.output
+    dockerlike.exec_has_statuses_users_and_a_terminal(podman, missing=(127,))
 
 
 def test_logs_stop_start_and_kill(podman: Engine) -> None:
-    trap = "sh -c trap 'echo asked; exit 5' TERM; echo up; while :; do sleep 0.1; done"
-    with running(podman, command=trap) as cid:
-        until(lambda: podman("logs", cid) == "up", "the container is up")
-        podman("stop", cid)
-        assert inspect(podman, cid, ".State.ExitCode") == "5"
-        assert podman("logs", cid) == "up\nasked"
-        podman("start", cid)
-        podman("kill", cid)
-        assert podman("wait", cid) == "137"
-
-
-LIMITS = ("--memory", "64m", "--memory-swap", "96m", "--cpus", "0.5", "--pids-limit", "20")
+    dockerlike.stop_start_kill_and_logs(podman)
 
 
 def test_limits_and_update_and_stats(podman: Engine) -> None:
-    files = ("memory.max", "memory.swap.max", "cpu.max", "pids.max", "cpuset.cpus")
     with running(podman, *LIMITS, "--cpuset-cpus", "0") as cid:
         pid = inspect(podman, cid, ".State.Pid")
-        before = [str(64 * MIB), str(32 * MIB), "50000 100000", "20", "0"]
-        assert values(pid, *files) == before
+        assert values(pid, *FILES) == LIMITED
         (shown,) = json.loads(podman("stats", "--no-stream", "--format", "json", cid))
         assert shown["pids"] == "1" and shown["mem_usage"].endswith("/ 67.11MB")
         podman("update", "--memory", "80m", "--cpus", "1", cid)
@@ -159,13 +115,7 @@ def test_limits_and_update_and_stats(podman: Engine) -> None:
 
 
 def test_pause_and_unpause(podman: Engine) -> None:
-    with running(podman) as cid:
-        pid = inspect(podman, cid, ".State.Pid")
-        podman("pause", cid)
-        assert values(pid, "cgroup.freeze") == ["1"]
-        assert inspect(podman, cid, ".State.Status") == "paused"
-        podman("unpause", cid)
-        assert values(pid, "cgroup.freeze") == ["0"]
+    dockerlike.pause_and_unpause(podman)
 
 
 def test_a_healthcheck_is_an_exec(podman: Engine) -> None:

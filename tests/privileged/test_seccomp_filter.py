@@ -18,7 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import prctl
 import pytest
+from runtime import runc_apart
 
 from minirun import profiles, seccomp
 from minirun.kernel.libseccomp import Library
@@ -31,7 +33,6 @@ on_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of x
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
-PR_SET_NO_NEW_PRIVS = 38
 CLONE_NEWUSER = 0x10000000
 
 
@@ -348,7 +349,7 @@ def test_with_no_new_privs_anybody_may_install_it() -> None:
     if pid == 0:
         os.setgid(65534)
         os.setuid(65534)
-        _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        prctl.set_no_new_privs(1)
         install()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
@@ -428,14 +429,5 @@ def test_runc_accepts_the_default_profile(tmp_path: Path) -> None:
         },
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    mounted = "[ -e /sys/fs/cgroup/cgroup.procs ] || mount -t cgroup2 none /sys/fs/cgroup"
-    script = f"{mounted}; exec runc --root run run -b . minirun-profile"
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == errno.ENOSYS, done.stderr
+    done = runc_apart(tmp_path, "minirun-profile")
+    assert done.code == errno.ENOSYS, done.err
