@@ -85,11 +85,15 @@ class Child:
         return True
 
     def end(self) -> None:
-        """Kill it if it runs, wait, and close what belongs to it. May be called again."""
+        """Kill it and its group if it runs, wait, and close what is its. May be called again."""
         if self.pidfd < 0:
             return
         if self.cpu is None:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            try:
+                os.killpg(self.pid, signal.SIGKILL)  # what it has started in its group
+            except ProcessLookupError:
+                pass  # it had not come to make one
             self.wait(3600)
         os.close(self.pidfd)
         os.close(self.output)

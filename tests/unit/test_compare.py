@@ -597,7 +597,9 @@ def test_the_scale_holds_every_bar(ratios: list[float]) -> None:
 
 def test_a_child_is_read_line_by_line_and_ended(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
-    child = Child(["/bin/sh", "-c", "printf 'one\\r\\ntw'; echo o; echo oh >&2; sleep 60"], log)
+    child = Child(
+        ["/bin/sh", "-c", "printf 'one\\r\\ntw'; echo o; echo oh >&2; exec sleep 60"], log
+    )
     try:
         deadline = time.monotonic() + 10
         first, second = child.line(deadline), child.line(deadline)
@@ -613,6 +615,18 @@ def test_a_child_is_read_line_by_line_and_ended(tmp_path: Path) -> None:
     assert child.name == "sh" and child.status == -9 and child.cpu is not None and child.cpu < 5
     with pytest.raises(ProcessLookupError):
         os.kill(child.pid, 0)
+
+
+def test_what_a_child_started_ends_with_it(tmp_path: Path) -> None:
+    child = Child(["/bin/sh", "-c", "sleep 60 & echo $!; wait"], str(tmp_path / "log"))
+    try:
+        said = child.line(time.monotonic() + 10)
+    finally:
+        child.end()
+    assert said is not None
+    # Adopted by this process (tests/conftest.py), so that its end can be seen.
+    _, status = os.waitpid(int(said[1]), 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 
 
 def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
