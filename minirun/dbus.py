@@ -325,12 +325,7 @@ class Connection:
         self._socket.sendall(b"BEGIN\r\n")
 
     def call(
-        self,
-        destination: str,
-        path: str,
-        method: str,
-        signature: str = "",
-        *values: Any,
+        self, destination: str, path: str, method: str, signature: str = "", *values: Any
     ) -> tuple[Any, ...]:
         """Call `interface.method` and return the answer's values.
 

@@ -27,9 +27,10 @@ CACHE = "none"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NO_DISK = ("tmpfs", "ramfs")
 # What the guest may need of its kernel's modules, in the order in which they go in; what is built
-# in has no file. A package that was only unpacked has no modules.dep to tell the order.
+# in has no file. A package that was only unpacked has no modules.dep, and the order is not the same
+# in all versions: the guest tries all of them twice.
 _MODULES = (
-    *("virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci"),
+    *("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci"),
     *("virtio_mmio", "virtio_blk", "crc32c_generic", "crc16", "mbcache", "jbd2", "ext4"),
 )
 # The names of the devices in the guest, the better one first.

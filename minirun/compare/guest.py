@@ -46,7 +46,7 @@ mount -t tmpfs -o size=64m shm /dev/shm || echo "@minirun failed mount /dev/shm"
 _DISK = f"""{jobs.DISK}=
 export {jobs.DISK}
 mount -t devtmpfs dev /{DEVICES}
-for one in /{MODULES}/*; do insmod "$one" 2>/dev/null; done
+for one in /{MODULES}/* /{MODULES}/*; do insmod "$one" 2>/dev/null; done
 tries=0
 while [ $tries -lt 50 ]; do
     for one in {" ".join(disk.DEVICES)}; do
