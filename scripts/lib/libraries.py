@@ -26,8 +26,10 @@ def _interpreter() -> str | None:
     if path is None:
         return None
     with open(path, "rb") as file:
-        line = file.readline(256).decode("utf-8", "replace").split()
-    return line[0][2:] if line and line[0].startswith("#!/") and "python" in line[0] else None
+        line = file.readline(256).decode("utf-8", "replace")
+    # Perhaps behind env(1) and its options.
+    words = line.removeprefix("#!").split() if line.startswith("#!") else []
+    return next((word for word in words if word.startswith("/") and "/python" in word), None)
 
 
 def _start_again() -> NoReturn:
