@@ -97,6 +97,32 @@ def blocks(path: Path) -> list[Block]:
     return found
 
 
+# What is said of the examples in the manual's texts, where there are no comments: by the text, and
+# by a word of the example.
+_EXAMPLES = (
+    ("checkpoint", "", {"run by": "tests/privileged/test_checkpoint.py"}),
+    ("compare", "apt-get", {"not run": "it asks a mirror"}),
+    ("compare", "", {"run by": "tests/privileged/test_compare_here.py"}),
+    ("rootfs", "docker export", {"not run": "it takes a container of Docker's"}),
+    ("", "--memory", {"needs": "limits rootfs"}),
+    ("", "alpine", {"needs": "rootfs"}),
+    ("rootfs", "rootfs.tar.gz", {"needs": "rootfs"}),
+)
+
+
+def examples() -> list[Block]:
+    """Give the examples of the manual: what is indented in the texts of scripts/lib/man."""
+    found: list[Block] = []
+    for path in sorted((CHECKOUT / "scripts" / "lib" / "man").glob("*.txt")):
+        for group in re.finditer(r"(?:^    .*\n)+", path.read_text(), re.M):
+            text = textwrap.dedent(group[0])
+            said = [notes for name, word, notes in _EXAMPLES if name in path.stem and word in text]
+            line = group.string.count("\n", 0, group.start()) + 1
+            name = str(path.relative_to(CHECKOUT))
+            found.append(Block(name, line, "sh", said[0] if said else {}, text))
+    return found
+
+
 def all_blocks() -> list[Block]:
     """Give the blocks of all documents."""
     return [block for path in DOCUMENTS for block in blocks(path)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ast
 import io
+import re
 import sys
 import tokenize
 from pathlib import Path
@@ -168,7 +169,8 @@ def fill(text: str) -> str:
         comment, _, rest = rest.partition("-->\n")
         _, _, after = rest.partition(end)
         text = f"{before}{begin}{comment}-->\n\n{make()}\n\n{end}{after}"
-    return text
+    count = sum(len(functions) for _, functions in recipe.CREATE)
+    return re.sub(r"(the order: )\d+( steps)", rf"\g<1>{count}\2", text)
 
 
 def documents() -> Iterator[tuple[Path, str]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from blocks import Block, all_blocks
+from blocks import Block, all_blocks, examples
 from runtime import CHECKOUT, PATH
 
 if TYPE_CHECKING:
@@ -125,8 +125,39 @@ def answers(place: Path, disk: Path, commands: list[str]) -> list[str]:
     return told[1:]
 
 
+# What the examples of the manual suppose: a container `web`, a bundle, an archive.
+SUPPOSED = """
+[ -z "${MINIRUN_ROOTFS_TARBALL-}" ] || minirun rootfs pull alpine --quiet
+[ -z "${MINIRUN_ROOTFS_TARBALL-}" ] || ln -s "$MINIRUN_ROOTFS_TARBALL" rootfs.tar.gz
+mkdir -p bundle/rootfs && minirun spec --bundle bundle
+"""
+# Those that make `web` themselves.
+MAKERS = {"plan", "run"}
+# The exit status is a verdict.
+VIRT = re.compile(r"^minirun virt.*$", re.M)
+# A shell on a terminal, in which somebody types.
+TERMINAL = re.compile(r"^.* -t .*$", re.M)
+
+
+@pytest.mark.requires("root", "cgroup2", "userns", "overlay", "netns", "nft", "unshare")
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(one, marks=marks(one), id=one.name) for one in examples() if one.executed],
+)
+def test_examples_of_the_manual_work(block: Block, place: Path, disk: Path) -> None:
+    name = Path(block.document).stem
+    before = SUPPOSED
+    if name not in MAKERS:
+        seconds = 3 if name == "events" else 1000
+        before += f"minirun run -d --rootfs busybox web sleep {seconds}\n"
+    text = VIRT.sub(r"{ \g<0>; } || [ $? -ge 10 ]", block.text)
+    text = TERMINAL.sub(r"printf 'exit\\n' | script -qefc '\g<0>' /dev/null", text)
+    *told, status = answers(place, disk, [before, f"( set -e\n{text})"])
+    assert status == "0\n", f"{block.text}\n{told}"
+
+
 def test_there_are_blocks() -> None:
-    assert len(BLOCKS) >= 35, f"{len(BLOCKS)} blocks are typed in"
+    assert len(BLOCKS) >= 38, f"{len(BLOCKS)} blocks are typed in"
 
 
 @pytest.mark.requires("root", "cgroup2", "userns", "overlay", "netns", "nft", "unshare")

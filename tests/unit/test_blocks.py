@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
-from blocks import CHECKOUT, DOCUMENTS, LANGUAGES, TYPED, Block, all_blocks, blocks
+from blocks import CHECKOUT, DOCUMENTS, LANGUAGES, TYPED, Block, all_blocks, blocks, examples
 from conftest import WORDS
 
 from minirun.spec import Spec
 from minirun.validate import validate
 
-BLOCKS = all_blocks()
+BLOCKS = [*all_blocks(), *examples()]
 BASE: dict[str, Any] = {
     "ociVersion": "1.2.0",
     "root": {"path": "rootfs"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -63,6 +64,14 @@ def test_pages_are_set_without_warnings(page: str) -> None:
     command = ["groff", "-t", "-man", "-Tascii", "-ww", "-z", "-rCHECKSTYLE=3", page]
     done = subprocess.run(command, cwd=MAN, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_verdict_is_told() -> None:
+    schema = json.loads((CHECKOUT / "minirun" / "virt" / "schema.json").read_text())
+    text = (CHECKOUT / "scripts" / "lib" / "man" / "virt.txt").read_text()
+    told = re.findall(r"[A-Z]{2,}[A-Z0-9_]*", "\n".join(re.findall(r"^(.+?)::", text, re.M)))
+    codes = schema["properties"]["verdict"]["properties"]["code"]["enum"]
+    assert [code for code in codes if code not in told] == []
 
 
 @pytest.mark.parametrize("verb", VERBS.values())
