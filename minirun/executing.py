@@ -44,6 +44,7 @@ def _prepare(container: Container, process: Process, launch: Launch) -> Setup:
         raise ConfigError("process.args", "must not be empty")
     process = _inherited(process, spec.process)
     setup = Setup(container.id, spec, process, container.saved.bundle, launch)
+    setup.own_mounts = container.saved.root_mount is None
     tell_steps(setup)
     setup.notes += validate_process(process)
     check_streams(setup)

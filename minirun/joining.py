@@ -30,7 +30,7 @@ def differing(pid: int) -> int:
 @step(why="all at once by the process's descriptor, so that no recycled pid can stand in for it")
 def join_all(setup: Setup) -> None:
     """Join the container's namespaces"""
-    if not setup.join_flags & unshare.CLONE_NEWNS:
+    if not (setup.own_mounts and setup.join_flags & unshare.CLONE_NEWNS):
         setup.rootfd = _root_of(setup)
     unshare.setns(setup.target_pidfd, setup.join_flags)
     os.close(setup.target_pidfd)
@@ -40,7 +40,10 @@ def join_all(setup: Setup) -> None:
 
 
 def _root_of(setup: Setup) -> int:
-    """Open the root of a container that is in our mount namespace: chroot(2) is all that it has."""
+    """Open the root of a container that is in the host's mount namespace, or in ours.
+
+    The root of that namespace, where setns(2) leads, is not its own.
+    """
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     fd = os.open(f"/proc/{setup.target_pid}/root", flags)
     process.pidfd_send_signal(setup.target_pidfd, 0)  # the pid was not another's meanwhile

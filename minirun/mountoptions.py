@@ -5,6 +5,9 @@ To add an option, add a row to the table of its kind; parsing, the plan and `fea
 
 from __future__ import annotations
 
+import errno
+import os
+
 from minirun.errors import ConfigError
 from minirun.kernel import mount as m
 
@@ -35,6 +38,14 @@ ATTRIBUTES: dict[str, tuple[int, int]] = {
     "symfollow": (0, m.MOUNT_ATTR_NOSYMFOLLOW),
 }
 
+# What the options about access times ask for, or take back.
+_TIMES = {
+    "noatime": ("noatime", True), "atime": ("noatime", False),
+    "relatime": ("relatime", True), "norelatime": ("relatime", False),
+    "strictatime": ("strictatime", True), "nostrictatime": ("strictatime", False),
+    "nodiratime": ("nodiratime", True), "diratime": ("nodiratime", False),
+}  # fmt: skip
+
 # The same for the mount and all below it: `rro`, `rnosuid` …
 RECURSIVE = {f"r{name}": bits for name, bits in ATTRIBUTES.items()}
 
@@ -60,6 +71,25 @@ SUPERBLOCK = {
     "nomand": False,
 }
 
+# What a bind with options has of its source only if it asks for it; access times are kept.
+_REPLACED = (
+    m.MOUNT_ATTR_RDONLY | m.MOUNT_ATTR_NOSUID | m.MOUNT_ATTR_NODEV | m.MOUNT_ATTR_NOEXEC
+    | m.MOUNT_ATTR_NOSYMFOLLOW
+)  # fmt: skip
+_ATIME = m.MOUNT_ATTR__ATIME | m.MOUNT_ATTR_NODIRATIME
+
+# include/linux/statfs.h
+_ST_NOATIME, _ST_RELATIME = 0x400, 0x1000
+_STATVFS = (
+    (0x1, m.MOUNT_ATTR_RDONLY),
+    (0x2, m.MOUNT_ATTR_NOSUID),
+    (0x4, m.MOUNT_ATTR_NODEV),
+    (0x8, m.MOUNT_ATTR_NOEXEC),
+    (_ST_NOATIME, m.MOUNT_ATTR_NOATIME),
+    (0x800, m.MOUNT_ATTR_NODIRATIME),
+    (0x2000, m.MOUNT_ATTR_NOSYMFOLLOW),
+)
+
 BIND = {"bind": False, "rbind": True}
 IDMAP = {"idmap": False, "ridmap": True}
 IGNORED = ("defaults", "loud", "silent", "iversion", "noiversion", "acl", "noacl")
@@ -77,8 +107,10 @@ class Options:
     def __init__(self) -> None:
         self.bind = False
         self.recursive_bind = False
+        self.given = False  # whether any of ATTRIBUTES is among them
         self.set = 0  # MOUNT_ATTR_* of this mount
         self.clear = 0
+        self.times: set[str] = set()  # the access-time modes that are asked for
         self.recursive_set = 0  # … of it and all below
         self.recursive_clear = 0
         self.propagation: list[int] = []
@@ -128,7 +160,11 @@ def _check_actions(entry: Mount, found: Options, path: str) -> None:
 
 def _sort(option: str, found: Options, path: str) -> None:
     if option in ATTRIBUTES:
+        found.given = True
         found.set, found.clear = _merge(found.set, found.clear, ATTRIBUTES[option])
+        if option in _TIMES:
+            name, asked = _TIMES[option]
+            (found.times.add if asked else found.times.discard)(name)
     elif option in RECURSIVE:
         found.recursive_set, found.recursive_clear = _merge(
             found.recursive_set, found.recursive_clear, RECURSIVE[option]
@@ -157,3 +193,42 @@ def _merge(set_: int, clear: int, bits: tuple[int, int]) -> tuple[int, int]:
     """Apply one more option: the last one wins for the bits that it names."""
     add, remove = bits
     return (set_ & ~remove) | add, (clear & ~add) | remove
+
+
+def of_bind(found: Options, held: int | None) -> tuple[int, int]:
+    """Return what a bind's options set and clear of the attributes that its source had.
+
+    As with mount(8): a bind without such options keeps them all; one with any has those that are
+    asked for and no others, but for access times, kept unless asked. `held` is what the source has,
+    MOUNT_ATTR_*, where the kernel keeps a user namespace from less (MNT_LOCKED,
+    mount_namespaces(7)): that stays. Raises PermissionError where an option says otherwise.
+    """
+    if not found.given:
+        return 0, 0
+    set_ = found.set & _REPLACED
+    clear = _REPLACED & ~set_
+    if found.times:
+        set_ |= _times(found)
+        clear |= _ATIME & ~(set_ & m.MOUNT_ATTR_NODIRATIME)
+    if held is None:
+        return set_, clear
+    locked = held & _REPLACED & ~m.MOUNT_ATTR_NOSYMFOLLOW
+    refused = locked & found.clear or (found.times and set_ & _ATIME != held & _ATIME)
+    if refused:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), "mount_setattr")
+    return set_ | locked, clear & ~locked
+
+
+def _times(found: Options) -> int:
+    """Return the access-time mode of several as mount(2) has it: strictatime, noatime, relatime."""
+    mode = m.MOUNT_ATTR_NODIRATIME if "nodiratime" in found.times else 0
+    if "strictatime" in found.times:
+        return mode | m.MOUNT_ATTR_STRICTATIME
+    return mode | (m.MOUNT_ATTR_NOATIME if "noatime" in found.times else 0)
+
+
+def held_by(flags: int) -> int:
+    """Translate the flags of statvfs(3) to MOUNT_ATTR_*."""
+    held = sum(attribute for flag, attribute in _STATVFS if flags & flag)
+    # Neither flag: access times are always written.
+    return held | (0 if flags & (_ST_NOATIME | _ST_RELATIME) else m.MOUNT_ATTR_STRICTATIME)

@@ -97,12 +97,12 @@ def shell_mount(entry: Mount, root: str = "/") -> str:
         how = "--rbind" if "rbind" in entry.options else "--bind"
         source = entry.source or ""
         rest = ",".join(o for o in entry.options if o in mountoptions.ATTRIBUTES)
-        remount = f" && mount -o remount,bind,{rest} {target}" if rest else ""
+        how += f" -o {rest}" if rest else ""  # with `remount` those of the source would stay
         made, file = f"mkdir -p {target}", f'mkdir -p "$(dirname {target})" && touch {target}'
         make = made if os.path.isdir(source) else file
         if below(root, source) is not None:  # it may be there only then
             make = f"if [ -d {quoted(source)} ]; then {made}; else {file}; fi"
-        return f"{make} && mount {how} {quoted(source)} {target}{remount}"
+        return f"{make} && mount {how} {quoted(source)} {target}"
     kind = "cgroup2" if entry.type == "cgroup" else entry.type or ""
     keep = ",".join(o for o in options.split(",") if (o and not o.startswith("r")) or o == "ro")
     how = f" -o {quoted(keep)}" if keep else ""

@@ -74,6 +74,8 @@ def _mount_one(setup: Setup, number: int, entry: Mount) -> None:
             _check_proc(entry, destination, target, fd)
             if options.copy_up:
                 _copy_up(target, fd)
+            if options.bind:
+                _replace_attributes(setup, fd, options)
             _set_attributes(fd, options, late_ro=_locked_late(setup, entry, options))
             m.move_mount(fd, target)
         finally:
@@ -289,6 +291,17 @@ def _check_proc(entry: Mount, destination: str, target: int, source: int) -> Non
     below = destination.startswith("/proc/") or fstatfs_type(target) == PROC_SUPER_MAGIC
     if below and destination not in _PROC_ALLOWED:
         raise MinirunError(f"{entry.destination} cannot be mounted because it is inside /proc")
+
+
+def _replace_attributes(setup: Setup, fd: int, options: Options) -> None:
+    """Find what the options of a bind make of what its source had.
+
+    The copy that is attached was made outside of the user namespace, so nothing is locked in it;
+    it is treated as if it were, as with runc, which makes it inside.
+    """
+    inside = setup.unprivileged or setup.needs_private("user")
+    held = mountoptions.held_by(os.fstatvfs(fd).f_flag) if inside and options.given else None
+    options.set, options.clear = mountoptions.of_bind(options, held)
 
 
 def _set_attributes(fd: int, options: Options, *, late_ro: bool) -> None:
