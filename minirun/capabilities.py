@@ -135,11 +135,19 @@ def drop(setup: Setup) -> None:
 
 def _switch_user(setup: Setup) -> None:
     user = setup.process.user
-    if user.additional_gids or not setup.setgroups_denied:
+    if not _keeps_groups(setup) and (user.additional_gids or not setup.setgroups_denied):
         groups = list(dict.fromkeys(user.additional_gids))  # Docker names the first one twice
         _named(f"setgroups({groups})", os.setgroups, groups)
     _named(f"setresgid({user.gid})", os.setresgid, user.gid, user.gid, user.gid)
     _named(f"setresuid({user.uid})", os.setresuid, user.uid, user.uid, user.uid)
+
+
+def _keeps_groups(setup: Setup) -> bool:
+    """Tell whether the caller's groups stay; of those a user has no other way to keep any.
+
+    Podman's `keep-groups`, which crun brought up (crun(1)).
+    """
+    return "run.oci.keep_original_groups" in setup.spec.annotations
 
 
 def _named(text: str, function: object, *args: object) -> None:
@@ -166,5 +174,6 @@ def _verify(setup: Setup, masks: Masks) -> None:
     if capability.capget() != (masks.effective, masks.permitted, masks.inheritable):
         raise MinirunError("the capabilities could not be set")
     groups = set(os.getgroups()) - {user.gid}
-    if not setup.setgroups_denied and groups != set(user.additional_gids) - {user.gid}:
+    ours = not setup.setgroups_denied and not _keeps_groups(setup)
+    if ours and groups != set(user.additional_gids) - {user.gid}:
         raise MinirunError("the groups could not be set")

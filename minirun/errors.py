@@ -2,6 +2,7 @@
 
     MinirunError                 anything minirun refuses or fails at; exit code 1
      ├─ UsageError               the command line cannot be understood
+     │   └─ UnknownCommand       there is no such verb; exit code 3, as of runc
      ├─ ConfigError              config.json is refused; names the field by its JSON path
      ├─ StateError               the container is not in the state that the verb needs
      │   ├─ DoesNotExist         no such container
@@ -36,6 +37,12 @@ class MinirunError(Exception):
 
 class UsageError(MinirunError):
     """The command line cannot be understood."""
+
+
+class UnknownCommand(UsageError):
+    """There is no such verb."""
+
+    exit_code = 3
 
 
 class ConfigError(MinirunError):

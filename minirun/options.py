@@ -106,6 +106,8 @@ Without --rootfs a bundle is run: a directory with config.json and a root filesy
 OCI runtime ("minirun spec" writes a config.json to start from). With --rootfs minirun writes the
 bundle itself from the options below; what follows the ID is then the command to run."""
 
+_REGEX = Option("regex r", FLAG, "the ID is a regular expression: do it to each that matches")
+
 _ID = "<container-id>"
 _ID_COMMAND = "<container-id> [command [argument...]]"
 _OCI = "minirun.cli.lifecycle"
@@ -185,7 +187,7 @@ _ALL = (
         "send a signal to a container's process (default: SIGTERM)",
         "<container-id> [signal]",
         f"{_OCI}:kill",
-        (Option("all a", FLAG, "send it to all processes of the container", hidden=True),),
+        (Option("all a", FLAG, "send it to all processes of the container", hidden=True), _REGEX),
         most=2,
         stop=True,
     ),
@@ -194,7 +196,10 @@ _ALL = (
         "remove what a stopped container holds",
         _ID,
         f"{_OCI}:delete",
-        (Option("force f", FLAG, "kill the container if it runs; none of that name is no error"),),
+        (
+            Option("force f", FLAG, "kill the container if it runs; none of that name is no error"),
+            _REGEX,
+        ),
     ),
     Verb(
         "list",

@@ -6,6 +6,7 @@ Nothing is tried out here: what a caller may do follows from its ids and its nam
 from __future__ import annotations
 
 import os
+import stat
 
 from minirun.errors import UsageError
 
@@ -37,6 +38,19 @@ def setgroups_denied() -> bool:
 def host_root() -> bool:
     """Tell whether the caller is root of the host, who needs no user namespace for anything."""
     return os.geteuid() == 0 and not in_user_namespace()
+
+
+def others_may_change(directory: os.stat_result) -> bool:
+    """Tell whether others than root may rename what is in a directory.
+
+    Who became root by sudo(8), whose variables root alone sets for us, is not another.
+    """
+    user, group = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
+    if directory.st_uid != 0 and str(directory.st_uid) != user:
+        return True
+    writable = directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    own_group = writable == stat.S_IWGRP and str(directory.st_gid) == group
+    return bool(writable) and not own_group and not directory.st_mode & stat.S_ISVTX
 
 
 def rootless(flag: str) -> bool:

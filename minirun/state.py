@@ -19,7 +19,7 @@ import time
 
 from minirun import jsontext
 from minirun.errors import AlreadyExists, DoesNotExist, MinirunError, NotRunning, StateError
-from minirun.privilege import host_root
+from minirun.privilege import host_root, others_may_change
 from minirun.record import INT64, UINT64, Record, boolean, integer, string, string_map, strings
 
 TYPE_CHECKING = False
@@ -114,9 +114,7 @@ def _refuse_changeable(path: str) -> None:
             status = os.stat(above)
         except FileNotFoundError:
             continue  # it is made
-        writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        others = (writable and not status.st_mode & stat.S_ISVTX) or status.st_uid != 0
-        if others and host_root():
+        if others_may_change(status) and host_root():
             raise MinirunError(
                 f"state directory {path} is below {above}, which is not root's alone",
                 cause=f"owner {status.st_uid}, mode {status.st_mode & 0o7777:o}",

@@ -10,7 +10,7 @@ import os
 import sys
 
 from minirun import log
-from minirun.errors import MinirunError, UsageError
+from minirun.errors import MinirunError, UnknownCommand, UsageError
 from minirun.grammar import Options
 from minirun.options import HUMAN, VERBS, parse
 
@@ -57,7 +57,7 @@ def _main(argv: Sequence[str]) -> int:
         return _misused(error)
     if not argv and "_MINIRUN_COMPLETE" in os.environ:
         return _human(options, argv)
-    if options.version or options.help or options.verb in ("", "help"):
+    if options.version or _asks_for_help(options):
         return _tell(options)
     log.configure(options)
     # Whoever ignores SIGCHLD leaves it so to us, and the kernel would reap our children: signal(7).
@@ -73,6 +73,13 @@ def _main(argv: Sequence[str]) -> int:
     os.umask(0o077)
     handler = _handler(options.verb)
     return _traced(handler, options) if log.debugging() else handler(options)
+
+
+def _asks_for_help(options: Options) -> bool:
+    if options.help or options.verb in ("", "help"):
+        return True
+    known = options.verb in VERBS or options.verb in HUMAN  # they have read their own options
+    return not known and any(word in ("-h", "--help") for word in options.args)
 
 
 def _end(number: int, _frame: object) -> None:
@@ -106,6 +113,8 @@ def _tell(options: Options) -> int:
     if name in HUMAN:
         return _human(options, [name, "--help"])
     verb = VERBS.get(name)
+    if verb is None and name not in ("", "help"):
+        raise UnknownCommand(f"No help topic for '{name}'", fix=_meant(name))  # runc's words
     if verb is None:
         return write(overview())
     status = write(verb_help(verb))
@@ -120,13 +129,14 @@ def _tell(options: Options) -> int:
 def _handler(name: str) -> Handler:
     verb = VERBS.get(name)
     if verb is None:
-        from minirun.cli.help import similar
-
-        raise UsageError(
-            f'unknown command "{name}"',
-            fix=similar(name, (*VERBS, *HUMAN)) or "minirun --help lists the commands",
-        )
+        raise UnknownCommand(f'unknown command "{name}"', fix=_meant(name))
     return _load(verb.handler)
+
+
+def _meant(name: str) -> str:
+    from minirun.cli.help import similar
+
+    return similar(name, (*VERBS, *HUMAN)) or "minirun --help lists the commands"
 
 
 def _load(place: str) -> Handler:

@@ -33,7 +33,12 @@ if TYPE_CHECKING:
 
 # Annotations by which a configuration makes the runtime do something; a name that ends in a dot
 # stands for all that begin so. Engines keep these from their users.
-UNSAFE_ANNOTATIONS = ("org.criu.config", "org.systemd.property.", "run.minirun.managed")
+UNSAFE_ANNOTATIONS = (
+    "org.criu.config",
+    "org.systemd.property.",
+    "run.minirun.managed",
+    "run.oci.keep_original_groups",
+)
 
 # Where the systemd driver of cgroups is; it is told as soon as it can be loaded.
 _SYSTEMD = "minirun.cgroups.systemd"

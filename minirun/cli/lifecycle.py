@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from minirun import container, jsontext, log
+from minirun import state as states
 from minirun.cli import write
 from minirun.cli.place import container_id, state_root
 from minirun.cli.wrap import wrapped
@@ -132,18 +133,46 @@ def state(options: Options) -> int:
 
 def kill(options: Options) -> int:
     """`minirun kill`."""
+    root = state_root(options)
     number = signal_number(options.args[1] if len(options.args) > 1 else "SIGTERM")
-    container.kill(state_root(options), container_id(options), number, options.all)
-    return 0
+    return _each(options, root, lambda cid: container.kill(root, cid, number, options.all))
 
 
 def delete(options: Options) -> int:
     """`minirun delete`, with the bundle if minirun wrote it."""
-    root, cid = state_root(options), container_id(options)
+    root = state_root(options)
+    return _each(options, root, lambda cid: _delete(options, root, cid))
+
+
+def _each(options: Options, root: str, work: Callable[[str], None]) -> int:
+    """Do it to the container that is named, or with --regex to each whose ID matches somewhere.
+
+    One of several that fails is told of and the others are gone on with; the status is then 1.
+    """
+    if not options.regex:
+        work(container_id(options))
+        return 0
+    import re
+
+    try:
+        pattern = re.compile(options.args[0])
+    except re.error as error:
+        raise MinirunError(f"invalid regular expression {options.args[0]!a}: {error}") from error
+    status = 0
+    for cid in filter(pattern.search, states.names(root)):
+        try:
+            work(cid)
+        except (MinirunError, OSError) as error:
+            log.warning(f"container {cid}: {error}", always=True)
+            status = 1
+    return status
+
+
+def _delete(options: Options, root: str, cid: str) -> None:
     found = _before_delete(root, cid, forgiving=options.force)
     container.delete(root, cid, options.force)
     if found and MANAGED not in found.get("annotations", {}):
-        return 0  # an engine's; the modules that follow are not its to wait for
+        return  # an engine's; the modules that follow are not its to wait for
     from minirun.engine import bundle
 
     if not found:
@@ -151,7 +180,6 @@ def delete(options: Options) -> int:
         bundle.discard_leftover(cid, options.root)
     elif bundle.managed(found["annotations"], found["bundle"]):
         bundle.discard(found["bundle"])
-    return 0
 
 
 def _before_delete(root: str, cid: str, *, forgiving: bool) -> dict[str, Any]:

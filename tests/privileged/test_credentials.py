@@ -148,6 +148,16 @@ def test_groups_are_those_given(box: Box, uid: int, groups: list[int] | None) ->
     assert set(box.probe().ids[2].split()) == {str(group) for group in groups or []}
 
 
+def test_the_callers_groups_are_kept_where_asked(box: Box) -> None:
+    """By podman's `keep-groups`, for exec too."""
+    box.config["annotations"] = {"run.oci.keep_original_groups": "1"}
+    box.process["user"] = {"uid": 7, "gid": 7}
+    box.command = ["setpriv", "--groups", "4,6,44", *command()]
+    assert set(box.probe().ids[2].split()) == {"4", "6", "44"}
+    box.up()
+    assert set(box.exec_probe().ids[2].split()) == {"4", "6", "44"}
+
+
 @pytest.mark.parametrize(
     ("text", "ids"),
     [

@@ -139,6 +139,29 @@ def test_delete_by_force(box: Box) -> None:
     assert box.delete().code == 1
 
 
+def test_several_at_once(box: Box) -> None:
+    """crun's --regex: what matches anywhere in the ID; one that fails stops none of the others."""
+    pids = [box.up()]
+    others = [box.another() for _ in range(2)]
+    for number, other in enumerate(others):
+        other.id = f"{box.id}-x{number}"
+        pids.append(other.up())
+    done = box.call("delete", "--regex", "-x[01]$")
+    assert done.code == 1
+    assert [line.partition(" that is")[0] for line in done.err.splitlines()] == [
+        f"minirun: warning: container {other.id}: cannot delete container {other.id}"
+        for other in others
+    ]
+    good(box.call("kill", "--regex", f"{box.id}-x", "KILL"))
+    until(lambda: [alive(pid) for pid in pids] == [True, False, False])
+    good(box.call("delete", "--regex", f"^{box.id}-.*$"))
+    assert [row["id"] for row in json.loads(good(box.call("list", "-f", "json")).out)] == [box.id]
+    assert "invalid regular expression" in box.call("delete", "--regex", "*x").err
+    good(box.call("delete", "-f", "-r", "."))
+    assert box.left() == []
+    good(box.call("delete", "-f", "-r", "."))
+
+
 def test_an_id_is_there_once(box: Box) -> None:
     box.up()
     other = box.another()

@@ -136,6 +136,11 @@ def test_a_root_to_whose_place_others_can_lead(box: Box, how: str) -> None:
         assert done.code != 0
         assert "not root's alone" in done.err
     assert "not root's alone" in box.run().err
+    theirs.chmod(0o775)  # of a user's own group, and the user has become root
+    os.chown(theirs, 1000, 1000)
+    for user, code in (("1000", 0), ("1001", 1), ("", 1)):
+        sudo = {**os.environ, "SUDO_UID": user, "SUDO_GID": "1000"}
+        assert (box.call("list", env=sudo).code == 0) is (code == 0)
     theirs.chmod(0o1777)  # as /tmp is: what is root's there, root alone renames
     os.chown(theirs, 0, 0)
     good(box.call("list"))

@@ -160,7 +160,7 @@ def test_wrong_usage_at_a_terminal(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(os, "isatty", lambda fd: True)
-    assert cli.main(argv) == 1
+    assert cli.main(argv) == (3 if "unknown" in error else 1)
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith(f"minirun: {error}\n  fix: {advice}")
@@ -169,8 +169,12 @@ def test_wrong_usage_at_a_terminal(
 
 def test_an_unknown_command() -> None:
     done = run("frobnicate")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == 'minirun: unknown command "frobnicate"\n'
+    for argv in (["frobnicate", "-h"], ["help", "frobnicate"]):
+        done = run(*argv)
+        assert (done.returncode, done.stdout) == (3, "")
+        assert done.stderr == "minirun: No help topic for 'frobnicate'\n"
 
 
 def test_one_object_per_failure(tmp_path: Path) -> None:

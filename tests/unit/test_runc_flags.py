@@ -47,6 +47,8 @@ MORE = {
     "": {"criu=", "cgroup-manager="},
     "create": {"config=", "f="},
     "run": {"config=", "f=", "explain"},
+    "kill": {"regex", "r"},
+    "delete": {"regex", "r"},
     "restore": {"pidfd-socket="},
 }
 # What earlier versions had, and what nobody passes.
