@@ -73,7 +73,7 @@ def run_all(
     kind: str,
     hooks: Sequence[Hook],
     state: dict[str, Any],
-    cwd: str | None,
+    cwd: str | int | None,
     inside: Inside | None = None,
 ) -> None:
     """Run the hooks in order; the first that fails ends it with an error that shows its output."""
@@ -85,7 +85,7 @@ def run_one(
     name: str,
     hook: Hook,
     state: dict[str, Any],
-    cwd: str | None,
+    cwd: str | int | None,
     inside: Inside | None = None,
 ) -> None:
     """Run one hook and wait for it; of one of the container's `inside` tells what it has of it.
@@ -114,7 +114,7 @@ def run_one(
         os.close(output)
 
 
-def _become(hook: Hook, stdin: int, output: int, cwd: str | None, inside: Inside | None) -> None:
+def _become(hook: Hook, stdin: int, output: int, cwd: str | int | None, inside: Inside | None) -> None:
     """In the child: become the hook; never returns."""
     try:
         os.setpgid(0, 0)
@@ -239,7 +239,8 @@ def create_runtime(setup: Setup) -> None:
 def create_container(setup: Setup) -> None:
     """Run the createContainer hooks, in the container's namespaces"""
     hooks = setup.spec.hooks.create_container
-    run_all("createContainer", hooks, state_of(setup, "creating"), setup.bundle)
+    # In the container's root, as in runc: hooks mount on ./lib what the container shall have there.
+    run_all("createContainer", hooks, state_of(setup, "creating"), setup.rootfd)
 
 
 @step(_names("start_container"), details=_names("start_container"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from minirun import ranges
+from minirun.errors import ConfigError
 from minirun.kernel import process
 from minirun.kernel.process import MPOL_FLAGS as FLAGS
 from minirun.kernel.process import MPOL_MODES as MODES
@@ -20,24 +21,33 @@ _EITHER = ("MPOL_PREFERRED",)
 
 
 def check(policy: MemoryPolicy) -> None:
-    """Refuse what the kernel would, by the field's name. Raises ConfigError."""
+    """Refuse what the kernel would, by the field's name, in runc's words. Raises ConfigError."""
     mode = policy.mode
-    refuse_unless(mode in MODES, f"{_WHERE}.mode", f"unknown mode {mode!r}")
+    refuse_unless(mode in MODES, f"{_WHERE}.mode", f"invalid memory policy mode {mode!r}")
     for number, name in enumerate(policy.flags):
-        refuse_unless(name in FLAGS, f"{_WHERE}.flags[{number}]", f"unknown flag {name!r}")
+        where = f"{_WHERE}.flags[{number}]"
+        refuse_unless(name in FLAGS, where, f"invalid memory policy flag {name!r}")
     both = {"MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"} <= set(policy.flags)
-    refuse_unless(not both, f"{_WHERE}.flags", "relative and static nodes exclude each other")
+    _allowed(not both, "flags", "relative and static nodes exclude each other")
     balanced = "MPOL_F_NUMA_BALANCING" in policy.flags
-    refuse_unless(
+    _allowed(
         not balanced or mode == "MPOL_BIND",
-        f"{_WHERE}.flags",
+        "flags",
         "MPOL_F_NUMA_BALANCING goes with MPOL_BIND only",
     )
-    nodes = ranges.parse(policy.nodes or "", f"{_WHERE}.nodes")
+    try:
+        nodes = ranges.parse(policy.nodes or "", "")
+    except ConfigError as error:
+        text = f"invalid memory policy nodes {(policy.nodes or '')[:80]!r}: {error.problem}"
+        raise ConfigError(f"{_WHERE}.nodes", text) from None
     if mode in _WITHOUT_NODES:
-        refuse_unless(not nodes, f"{_WHERE}.nodes", f"{mode} takes no nodes")
+        _allowed(not nodes, "nodes", f"{mode} takes no nodes")
     elif mode not in _EITHER:
-        refuse_unless(nodes, f"{_WHERE}.nodes", f"{mode} needs at least one node")
+        _allowed(nodes, "nodes", f"{mode} needs at least one node")
+
+
+def _allowed(condition: object, field: str, rule: str) -> None:
+    refuse_unless(condition, f"{_WHERE}.{field}", f"set_mempolicy: invalid argument: {rule}")
 
 
 def _describe(setup: Setup) -> list[str]:

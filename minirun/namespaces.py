@@ -105,9 +105,9 @@ def _nsenter(setup: Setup) -> list[str]:
 @step(_joined, details=_joined, shell=_nsenter)
 def join(setup: Setup) -> None:
     """Join the namespaces that are given by path"""
-    # kernel: the user namespace first, for the right to join the others that it owns; if its
-    # owner is not ours to join as, the others are joined first: runc tries both, so do we.
-    ordered = sorted(setup.namespaces, key=lambda kind: kind != "user")
+    # kernel: in the user namespace one may join the others that it owns, and no more those that
+    # it does not, so these come before it: setns(2).
+    ordered = sorted(setup.namespaces, key=lambda kind: kind == "user")
     late = [kind for kind in ordered if not _try_join(setup, kind)]
     for kind in late:
         unshare.setns(setup.namespaces[kind], FLAGS[kind])

@@ -14,7 +14,7 @@ from minirun.kernel.libc import MACHINE
 from minirun.kernel.path import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_XDEV
 from minirun.kernel.resource import RLIMITS
 from minirun.kernel.seccomp import SECCOMP_SET_MODE_FILTER
-from minirun.kernel.trampoline import Data, Filter, Result, Vector
+from minirun.kernel.trampoline import Data, Ending, Filter, Result, Vector
 from minirun.step import step
 
 TYPE_CHECKING = False
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _F_SETFD, _FD_CLOEXEC = 2, 1
 _TIOCSCTTY = 0x540E
 _SIGCHLD = 17
+_ENDING = (1, 2, 3, 15)  # SIGHUP, SIGINT, SIGQUIT, SIGTERM
 
 
 def _describe(setup: Setup) -> list[str]:
@@ -34,6 +35,8 @@ def _describe(setup: Setup) -> list[str]:
     if _filtered(setup) and not setup.process.no_new_privileges:
         names.append("capset(CAP_SYS_ADMIN for seccomp(2) alone)")
     names += ["clone(CLONE_PARENT)", "setsid()"] if joining else []
+    if not joining and _may_handle(setup):
+        names.append("rt_sigaction(SIGHUP, SIGINT, SIGQUIT, SIGTERM)")
     names += [] if setup.spec.hooks.start_container else ["read(the word of start)"]
     if setup.process.apparmor_profile:
         names.append(f"write(attr/apparmor/exec, {setup.process.apparmor_profile})")
@@ -51,6 +54,11 @@ def _filtered(setup: Setup) -> bool:
     return profile is not None and not profile.notifies
 
 
+def _may_handle(setup: Setup) -> bool:
+    """Tell whether rt_sigaction(2) is sure to be allowed: no filter is in force yet."""
+    return setup.spec.linux.seccomp is None or _filtered(setup)
+
+
 @step(details=_describe, why="/proc/self/exe must never be the host's interpreter: CVE-2019-5736")
 def prepare(setup: Setup) -> None:
     """Make the program that waits for start and becomes the payload"""
@@ -63,6 +71,10 @@ def calls(setup: Setup) -> Calls:
     table: Calls = [("prctl", process.PR_SET_DUMPABLE, 0, 0, 0, 0), *_own(setup)]
     if setup.target_pidfd >= 0:
         table += _enter(setup)
+    elif _may_handle(setup):
+        # kernel: the first process of a pid namespace gets only signals that it handles, and a
+        # container that is created and not started must end by them, as runc's does.
+        table += [("rt_sigaction", number, Ending(), 0, 8) for number in _ENDING]
     if setup.labelfd >= 0:
         table += _label(setup, len(table))
     if not setup.spec.hooks.start_container or setup.target_pidfd >= 0:

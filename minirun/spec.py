@@ -301,7 +301,7 @@ class Personality(Record):
 
 
 class MemoryPolicy(Record):
-    mode: str = string(required=True)
+    mode: str = string(default="")  # none is refused where unknown ones are
     nodes: str | None = string()
     flags: tuple[str, ...] = strings()
 

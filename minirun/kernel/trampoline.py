@@ -64,20 +64,24 @@ _CODE = {
         "1111111111111111 2222222222222222"
     ),
 }
+# A handler of signals: exit_group(128 + signal).
+_END = {
+    "x86_64": bytes.fromhex("8dbf80000000 b8e7000000 0f05 0f0b"),  # lea edi, [rdi+128]; …; ud2
+    "aarch64": bytes.fromhex("00000211 c80b80d2 010000d4 00000000"),  # add w0, w0, 128; …; udf
+}
+_SA_RESTORER = 0x04000000  # x86-64 makes no frame without it; what it names is never reached
 _ELF_MACHINE = {"x86_64": 62, "aarch64": 183}
 
 # System call numbers by architecture, where they differ.
 _NAMES = (
     "read", "write", "close", "ioctl", "clone", "execve", "fcntl", "setsid", "prctl",
-    "rt_sigprocmask", "openat2", "seccomp", "prlimit64", "capset",
+    "rt_sigprocmask", "openat2", "seccomp", "prlimit64", "capset", "rt_sigaction",
 )  # fmt: skip
+_X86_64 = (0, 1, 3, 16, 56, 59, 72, 112, 157, 14, 437, 317, 302, 126, 13)
+_AARCH64 = (63, 64, 57, 29, 220, 221, 25, 157, 167, 135, 437, 277, 261, 91, 134)
 NUMBERS = {
-    "x86_64": dict(
-        zip(_NAMES, (0, 1, 3, 16, 56, 59, 72, 112, 157, 14, 437, 317, 302, 126), strict=True)
-    ),
-    "aarch64": dict(
-        zip(_NAMES, (63, 64, 57, 29, 220, 221, 25, 157, 167, 135, 437, 277, 261, 91), strict=True)
-    ),
+    "x86_64": dict(zip(_NAMES, _X86_64, strict=True)),
+    "aarch64": dict(zip(_NAMES, _AARCH64, strict=True)),
 }
 
 # The kinds of the rows, for reports: clone is 0.
@@ -114,11 +118,16 @@ class Result:
         self.row = row
 
 
+class Ending:
+    """An argument that is the address of a struct sigaction: exit with 128 and the number."""
+
+
 class _Image:
     """The bytes of the image from its base, growing."""
 
     def __init__(self, machine: str, rows: int) -> None:
-        self.code = _CODE[machine]
+        self.code = _CODE[machine] + _END[machine]
+        self.end = _BASE + _HEADERS + len(_CODE[machine])
         self.body = bytearray()
         # Behind headers and code: the report buffer, then the rows, then what they refer to.
         self.report = _align(_HEADERS + len(self.code))
@@ -143,6 +152,8 @@ class _Image:
         if isinstance(argument, Filter):
             code = self.place(argument.program)
             return self.place(struct.pack("<HxxxxxxQ", len(argument.program) // 8, code))
+        if isinstance(argument, Ending):
+            return self.place(struct.pack("<QQQQ", self.end, _SA_RESTORER, self.end, 0))
         return 0
 
 

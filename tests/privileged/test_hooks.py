@@ -74,7 +74,7 @@ def test_where_they_run(box: Box) -> None:
             assert found[2] == uts
         else:
             assert found == host
-        assert directory == str(box.bundle)
+        assert directory == str(box.rootfs if kind == "createContainer" else box.bundle)
     assert read(box.rootfs / "inside").split() == [uts, "/vol"]
 
 

@@ -146,7 +146,7 @@ def test_several_at_once(box: Box) -> None:
     for number, other in enumerate(others):
         other.id = f"{box.id}-x{number}"
         pids.append(other.up())
-    done = box.call("delete", "--regex", "-x[01]$")
+    done = box.call("delete", "--regex", "x[01]$")
     assert done.code == 1
     assert [line.partition(" that is")[0] for line in done.err.splitlines()] == [
         f"minirun: warning: container {other.id}: cannot delete container {other.id}"

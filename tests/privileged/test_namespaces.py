@@ -105,6 +105,28 @@ def test_a_user_namespace_is_joined(box: Box) -> None:
     assert report["uid_map"].split() == ["0", "100000", "65536"]
 
 
+@pytest.mark.parametrize("kind", ["network", "ipc", "uts"])
+def test_a_user_namespace_is_joined_with_what_it_does_not_own(box: Box, kind: str) -> None:
+    box.user_namespace()
+    pid = box.up()
+    other = box.another()
+    other.user_namespace()
+    for name in ("uidMappings", "gidMappings"):
+        del other.linux[name]
+    del other.config["hostname"]
+    other.unmount("/sys", "/dev/mqueue")  # they are for who owns the namespace
+    other.namespace("user", f"/proc/{pid}/ns/user")
+    with holder(kind) as outside:
+        other.namespace(kind, f"/proc/{outside}/ns/{KINDS[kind]}")
+        other.process["args"] = ["/bin/sleep", "60"]
+        other.create()
+        other.start()
+        report = other.exec_probe()
+        assert report["ns"]["user"] == own("user", pid)
+        assert report["ns"][KINDS[kind]] == own(kind, outside)
+        assert report["uid_map"].split() == ["0", "100000", "65536"]
+
+
 @pytest.mark.parametrize("what", ["another kind", "fifo", "file", "directory", "nothing", "device"])
 def test_what_cannot_be_joined(box: Box, what: str) -> None:
     """T-US4: at once, and before anything is made."""
