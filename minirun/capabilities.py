@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from minirun import log
 from minirun.errors import MinirunError
 from minirun.kernel import capability, libc, process
 from minirun.spec import Capabilities
@@ -48,6 +49,14 @@ def ungranted(wanted: Capabilities | None, available: int) -> list[str]:
     return sorted(name for name in names if not _mask([name]) & available)
 
 
+def unraisable(wanted: Capabilities | None) -> list[str]:
+    """List the ambient capabilities that are not inheritable and permitted: capabilities(7)."""
+    if wanted is None:
+        return []
+    able = _mask(wanted.inheritable) & _mask(wanted.permitted)
+    return [name for name in wanted.ambient if _mask([name]) & ~able]
+
+
 def _describe(setup: Setup) -> list[str]:
     wanted = setup.process.capabilities or Capabilities()
     return [f"{kind}: {' '.join(getattr(wanted, kind)) or 'none'}" for kind in _SETS]
@@ -79,6 +88,9 @@ def set_no_new_privs(_setup: Setup) -> None:
 @step()
 def look(setup: Setup) -> None:
     """Read which capabilities the kernel knows"""
+    for name in unraisable(setup.process.capabilities):
+        text = f"can't raise ambient capability {name}: operation not permitted"
+        log.warning(text, shown=True)
     with open("/proc/sys/kernel/cap_last_cap", "rb") as file:
         setup.last_cap = int(file.read(8))
 

@@ -139,9 +139,7 @@ def _number(value: int | None, path: str) -> int | None:
 def _access(rule: DeviceRule, path: str) -> int:
     bits = 0
     for letter in rule.access or "":
-        if letter not in _ACCESS:
-            raise ConfigError(f"{path}.access", f"unknown access {letter!r}, not of r, w and m")
-        bits |= _ACCESS[letter]
+        bits |= _ACCESS.get(letter, 0)  # runc ignores what it does not know
     if not bits:
         raise ConfigError(f"{path}.access", "cannot be empty")
     return bits

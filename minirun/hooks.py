@@ -114,7 +114,9 @@ def run_one(
         os.close(output)
 
 
-def _become(hook: Hook, stdin: int, output: int, cwd: str | int | None, inside: Inside | None) -> None:
+def _become(
+    hook: Hook, stdin: int, output: int, cwd: str | int | None, inside: Inside | None
+) -> None:
     """In the child: become the hook; never returns."""
     try:
         os.setpgid(0, 0)

@@ -67,16 +67,17 @@ def error(failure: MinirunError | OSError) -> None:
                 _write(STDERR, f"  {label}: {printable(text)}\n")
 
 
-def warning(message: str, *, always: bool = False) -> None:
+def warning(message: str, *, always: bool = False, shown: bool = False) -> None:
     """Log something that is wrong but stops nothing.
 
     On stderr it is shown to people only, unless `always`: engines give it to the container's log.
-    So it is with a log in JSON, of which engines read the errors.
+    So it is with a log in JSON, of which engines read the errors. With `shown` it is on stderr for
+    everybody, and yet not in such a log.
     """
     if _Sink.fd != STDERR:
         if always or not _Sink.json:
             _record("warning", message)
-    elif always or os.isatty(STDERR):
+    elif always or shown or os.isatty(STDERR):
         _say(f"warning: {message}")
 
 

@@ -61,7 +61,8 @@ class Record:
                 fields[key] = field
                 setattr(cls, key, field.default)
         cls._fields = fields
-        cls._by_name = {str(field.name): key for key, field in fields.items()}
+        names = {str(field.name): key for key, field in fields.items()}
+        cls._by_name = {**{name.lower(): key for name, key in names.items()}, **names}
 
     def __init__(self, **values: Any) -> None:
         for key in values:
@@ -98,7 +99,8 @@ class Record:
             raise ConfigError(path or "config.json", f"must be an object, not {kind(value)}")
         values: dict[str, Any] = {}
         for name, item in value.items():
-            key = cls._by_name.get(name)
+            # As in runc: whoever writes `CPU` for `cpu` is understood by it, and so by its users.
+            key = cls._by_name.get(name) or cls._by_name.get(name.lower())
             if key is not None and item is not None:
                 values[key] = cls._fields[key].decode(item, join(path, name))
         for key, field in cls._fields.items():

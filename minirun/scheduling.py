@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from minirun import ranges
+from minirun.errors import MinirunError
 from minirun.kernel import process
 from minirun.kernel.libc import failure, trace
 from minirun.step import step
@@ -36,16 +37,26 @@ def set_scheduler(setup: Setup) -> None:
     bits = 0
     for name in asked.flags:
         bits |= process.SCHED_FLAGS[name]
-    process.sched_setattr(
-        setup.pid,
-        process.SCHED_POLICIES[asked.policy],
-        flags_=bits,
-        nice=asked.nice,
-        priority=asked.priority,
-        runtime=asked.runtime,
-        deadline=asked.deadline,
-        period=asked.period,
-    )
+    try:
+        process.sched_setattr(
+            setup.pid,
+            process.SCHED_POLICIES[asked.policy],
+            flags_=bits,
+            nice=asked.nice,
+            priority=asked.priority,
+            runtime=asked.runtime,
+            deadline=asked.deadline,
+            period=asked.period,
+        )
+    except PermissionError as error:
+        limits = setup.spec.linux.resources
+        if limits is None or limits.cpu is None or not limits.cpu.cpus:
+            raise
+        raise MinirunError(
+            "process scheduler can't be used together with AllowedCPUs",
+            cause="SCHED_DEADLINE needs all CPUs of the system: sched_setattr(2)",
+            fix="leave out linux.resources.cpu.cpus, or process.scheduler",
+        ) from error
 
 
 def _io_priority(setup: Setup) -> list[str]:

@@ -163,7 +163,9 @@ def _check_rule(rule: DeviceRule, where: str) -> None:
     )
     access = rule.access or ""
     refuse_unless(
-        not access.strip("rwm"), f"{where}.access", f"must be of r, w and m, not {access!r}"
+        not access or set(access) & set("rwm"),
+        f"{where}.access",
+        f"must be of r, w and m, not {access!r}",
     )
     for name, value, highest in (
         ("major", rule.major, MAJOR_MAX),

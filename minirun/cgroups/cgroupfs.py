@@ -15,8 +15,9 @@ from minirun.cgroups.hints import hint
 from minirun.cgroups.walk import member_pids
 from minirun.errors import MinirunError, StateError, Unsupported
 
-# Enabled where the tree has them, asked or not: usage figures and a later `update` need them.
-WANTED = ("cpu", "io", "memory", "pids")
+# Enabled where the tree has them, asked or not: for usage figures, a later `update`, and the groups
+# that a container makes itself. As in runc all that there are.
+WANTED = ("cpu", "cpuset", "dmem", "hugetlb", "io", "memory", "misc", "pids", "rdma")
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 # Why a controller that nobody asked for stays off: in use elsewhere, not ours to give.

@@ -9,6 +9,8 @@ import pytest
 from runtime import Report, capabilities, command, good, read, report_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from runtime import Box
 
 pytestmark = pytest.mark.requires("root", "programs")
@@ -146,6 +148,18 @@ def test_groups_are_those_given(box: Box, uid: int, groups: list[int] | None) ->
     box.process["user"] = user if groups is None else {**user, "additionalGids": groups}
     box.command = ["setpriv", "--groups", "4,6,44", *command()]
     assert set(box.probe().ids[2].split()) == {str(group) for group in groups or []}
+
+
+def test_ambient_ones_that_cannot_be_are_told_of(box: Box, tmp_path: Path) -> None:
+    """As runc does: on stderr, but no second object in a log of JSON that an engine reads."""
+    box.process["capabilities"].update(inheritable=["CAP_KILL"], ambient=["CAP_KILL", "CAP_CHOWN"])
+    box.process["args"] = ["/bin/true"]
+    warning = "can't raise ambient capability CAP_CHOWN: operation not permitted"
+    assert good(box.run()).err == f"minirun: warning: {warning}\n"
+    log = tmp_path / "log"
+    box.command = [*command(), "--log", str(log), "--log-format", "json"]
+    assert good(box.run()).err == ""
+    assert not log.exists() or read(log) == ""
 
 
 def test_the_callers_groups_are_kept_where_asked(box: Box) -> None:

@@ -61,6 +61,20 @@ def test_the_scheduler(box: Box, scheduler: dict[str, Any], policy: int, nice: i
     assert os.getpriority(os.PRIO_PROCESS, pid) == nice
 
 
+@pytest.mark.vm
+def test_a_deadline_needs_all_cpus(box: Box) -> None:
+    box.process["scheduler"] = {
+        "policy": "SCHED_DEADLINE",
+        "runtime": 42000,
+        "deadline": 1000000,
+        "period": 1000000,
+    }
+    box.linux["resources"] = {"cpu": {"cpus": "0"}}
+    done = box.run()
+    assert done.code == 1
+    assert "process scheduler can't be used together with AllowedCPUs" in done.err
+
+
 def test_exec_is_scheduled_too(box: Box, tmp_path: Path) -> None:
     """By its own fields, else like the container's first process, as in runc."""
     box.process["scheduler"] = {"policy": "SCHED_BATCH", "nice": 4}

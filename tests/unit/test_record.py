@@ -79,6 +79,14 @@ def test_null_is_absent_and_the_unknown_is_ignored() -> None:
     assert Outer.decode({"text": None, "words": None, "future": 1}) == Outer()
 
 
+def test_names_are_found_in_any_case() -> None:
+    """As runc finds them."""
+    read = Outer.decode({"Text": "a", "GIVENid": "b", "INNER": {"Name": "c"}})
+    assert (read.text, read.given_name, read.inner) == ("a", "b", Inner(name="c"))
+    with pytest.raises(ConfigError, match="SIZE: must be an integer"):
+        Outer.decode({"SIZE": "1"})
+
+
 def test_records_do_not_change() -> None:
     record = Outer.decode(FULL)
     with pytest.raises(AttributeError, match="immutable"):

@@ -203,7 +203,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("linux.devices", [{"path": "/dev/x", "type": "c", "minor": -1}], r"\[0\].minor"),
     ("linux.devices", [{"path": "/dev/x", "type": "c", "fileMode": 1 << 17}], r"\[0\].fileMode"),
     ("linux.resources", {"devices": [{"allow": True, "type": "p"}]}, "unknown type"),
-    ("linux.resources", {"devices": [{"allow": True, "access": "rx"}]}, "access"),
+    ("linux.resources", {"devices": [{"allow": True, "access": "x"}]}, "access"),
     ("linux.resources", {"devices": [{"allow": True, "major": 5000}]}, "major"),
     ("linux.resources", {"hugepageLimits": [{"pageSize": "64kB", "limit": 1}]}, "pageSize"),
     ("linux.resources", {"hugepageLimits": [{"pageSize": "0MB", "limit": 1}]}, "pageSize"),
