@@ -170,7 +170,7 @@ WORKLOADS = (
     ),
     Workload(
         "sync",
-        "N processes that write 4 KiB anywhere in 4 MiB, and fsync (disk)",
+        "N processes that write 4 KiB each, and fsync (disk)",
         "cksum dd wc",
         (100, 20),
         (

@@ -35,7 +35,7 @@ class Effort:
     def __init__(self, *, quick: bool) -> None:
         self.quick = quick
         self.containers, self.machines = (5, 3) if quick else (15, 5)
-        self.sessions, self.rounds = (1, 3) if quick else (3, 5)
+        self.sessions, self.rounds = (1, 3) if quick else (4, 3)
         self.instances = (1, 2) if quick else (1, 2, 4)
 
 
