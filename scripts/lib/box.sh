@@ -3,9 +3,7 @@
 # provider takes it. Sourced, not run.
 #
 # Nothing is mounted and no loop device is used: the file system is written at its offset, the boot loader before it.
-# shellcheck disable=SC2034 # image.sh uses the list
 
-box_packages=(sudo rsync systemd-resolved)
 box_gigabytes=10
 
 # The user that Vagrant logs in as. The key is this box's own: the well-known one would let in every neighbour.

@@ -9,9 +9,10 @@
 image_suite=bookworm
 image_disk_size=6G
 
-# What the tests ask of the machine, by purpose. No recommended packages: each name below is meant.
+# What the tests and Vagrant ask of the machine, by purpose. No recommended packages: each name below is meant.
+# The same for all formats, so that one can begin with what another has unpacked.
 image_packages() {
-    local common=(
+    local packages=(
         systemd-sysv dbus udev kmod libpam-systemd dbus-user-session    # init, and user sessions for rootless
         linux-image-cloud-amd64 initramfs-tools zstd e2fsprogs          # a kernel without drivers of real hardware
         openssh-server iproute2 nftables procps less ca-certificates
@@ -23,19 +24,16 @@ image_packages() {
         criu                                                            # checkpoint and restore
         strace libcap2-bin util-linux                                   # the witnesses
         gcc libc6-dev python3-dev libcap-dev                            # python-prctl, where the host's Python differs
+        sudo rsync systemd-resolved                                     # Vagrant's user, folders and names
     )
-    case $1 in
-        vm) printf '%s\n' "${common[@]}" ;;
-        box) printf '%s\n' "${common[@]}" "${box_packages[@]}" ;;
-        *) return 64 ;;
-    esac
+    printf '%s\n' "${packages[@]}"
 }
 
 # Unpacks and configures the packages into DIRECTORY. The initrd's modules are listed before the kernel is
 # configured, for initramfs-tools' other choices look at the machine that builds.
 image_tree() {
-    local format=$1 root=$2 packages setup
-    packages=$(image_packages "$format" | paste -sd,)
+    local root=$1 packages setup
+    packages=$(image_packages | paste -sd,)
     setup=$root.setup
     cat >"$setup" <<'SETUP'
 #!/bin/sh
@@ -54,6 +52,15 @@ SETUP
         --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' \
         "$image_suite" "$root" ${MINIRUN_VM_MIRROR:+"$MINIRUN_VM_MIRROR"}
+}
+
+# The tree as it has been unpacked, for another format: archive_tree ROOT FILE, extract_tree FILE ROOT.
+archive_tree() {
+    tar --create --numeric-owner --xattrs --xattrs-include='*' --directory="$1" --file="$2" .
+}
+extract_tree() {
+    mkdir "$2"
+    tar --extract --numeric-owner --same-permissions --xattrs --xattrs-include='*' --directory="$2" --file="$1"
 }
 
 # root by key; an ordinary user with subordinate ids, whose own systemd starts when a test asks for it.
@@ -80,7 +87,7 @@ SSHD
 
 # Emulated, every unit costs: what nobody asks for is masked.
 image_services() {
-    local _format=$1 root=$2
+    local format=$1 root=$2
     chroot "$root" systemctl --quiet enable systemd-networkd.service ssh.service
     chroot "$root" systemctl --quiet mask \
         apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer \
@@ -88,8 +95,9 @@ image_services() {
         systemd-binfmt.service getty@tty1.service serial-getty@ttyS0.service nftables.service \
         podman.service podman.socket podman-auto-update.timer podman-auto-update.service \
         podman-restart.service systemd-update-utmp.service systemd-update-utmp-runlevel.service \
-        docker.service docker.socket containerd.service apparmor.service \
+        docker.service docker.socket containerd.service apparmor.service rsync.service \
         systemd-hwdb-update.service keyboard-setup.service console-setup.service
+    [ "$format" = box ] || chroot "$root" systemctl --quiet mask systemd-resolved.service
     rm -f "$root"/etc/systemd/system/*.wants/podman*
     # A test that fills the journal, or hundreds of failing units, must not slow the rest down.
     install -d "$root/etc/systemd/journald.conf.d"
@@ -104,8 +112,9 @@ image_network() {
     esac >"$root/etc/systemd/network/80-image.network"
     echo minirun-vm >"$root/etc/hostname"
     printf '127.0.0.1 localhost\n127.0.1.1 minirun-vm\n::1 localhost\n' >"$root/etc/hosts"
+    rm -f "$root/etc/resolv.conf" # systemd-resolved has made it a link
     if [ "$format" = box ]; then
-        ln -sfn ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
+        ln -s ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
     else
         echo 'nameserver 10.0.2.3' >"$root/etc/resolv.conf"
     fi

@@ -34,7 +34,7 @@ DEBIAN_KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
 class Image:
-    """A directory with vmlinuz, initrd, root.img, key and known_hosts."""
+    """A directory with vmlinuz, initrd, root.img, key, known_hosts and tree.tar."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
