@@ -19,6 +19,19 @@ requirements_key() {
     } | sha256sum | cut -c1-12
 }
 
+# wheelhouse VERSION DIRECTORY: makes DIRECTORY, with minirun and what its tests take as wheels for that Python. The
+# cache of the libraries is every checkout's and changes while minirun's own wheel is made there: hence the lock.
+wheelhouse() {
+    local cached
+    cached=$(cache_directory)/wheels-$(requirements_key)-$1
+    mkdir -p "$cached"
+    (
+        flock 9
+        "$checkout/scripts/install" --make-wheelhouse "$cached" --for "$1" --with 'pytest>=7.2' \
+            --with 'hypothesis>=6.67' --with 'container-runtime-interface-api>=2' && cp -r "$cached" "$2"
+    ) 9>"$cached.lock"
+}
+
 # Prints the environment's directory.
 developer_environment() {
     if [ -x "$checkout/.venv/bin/python" ]; then

@@ -39,12 +39,11 @@ start_machines() {
 
 # make_cargo NAME: $scratch/cargo.tar, what the tests need in a machine; the wheels are for the Python of machine NAME.
 make_cargo() {
-    local version wheels data=$scratch/data
+    local version data=$scratch/data
     version=$(scripts/vm --name "$1" exec python3 -ISc 'import sys; print("%d.%d" % sys.version_info[:2])') || return 1
-    wheels=$cache/wheels-$(requirements_key)-$version
     echo "test: wheels for Python $version" >&2
-    mkdir -p "$wheels" "$data" "$scratch/checkout"
-    scripts/install --make-wheelhouse "$wheels" --for "$version" --with 'pytest>=7.2' --with 'hypothesis>=6.67' --with 'container-runtime-interface-api>=2' || return 1
+    mkdir -p "$data" "$scratch/checkout"
+    wheelhouse "$version" "$scratch/wheels" || return 1
     given=()
     if [ -n "${MINIRUN_ROOTFS_TARBALL-}" ]; then
         cp "$MINIRUN_ROOTFS_TARBALL" "$data/"
@@ -54,10 +53,9 @@ make_cargo() {
         cp -r "$MINIRUN_OCI_SCHEMA" "$data/oci-schema"
         given+=(MINIRUN_OCI_SCHEMA=/root/tests/data/oci-schema)
     fi
-    ln -sfn "$wheels" "$scratch/wheels"
     tar --create --exclude-vcs --exclude=.venv --exclude=__pycache__ --exclude='rootfs/*.tar*' . |
         tar --extract --directory="$scratch/checkout"
-    tar --create --dereference --directory="$scratch" --file="$scratch/cargo.tar" data wheels checkout
+    tar --create --directory="$scratch" --file="$scratch/cargo.tar" data wheels checkout
 }
 
 # load_machine NAME: brings it what make_cargo has packed.
