@@ -1,7 +1,27 @@
 # shellcheck shell=bash
 # What several scripts share. Sourced, not run.
+# shellcheck disable=SC2034 # not every script uses all of it
 
 python=/usr/bin/python3
+
+# interruptibly COMMAND...: runs it in a process group of its own, so that a signal to the script is heard before it
+# has ended. end_worker SIGNAL, for the script's EXIT trap, ends what is still at work then.
+worker=''
+interruptibly() {
+    local status=0
+    set -m
+    "$@" </dev/null &
+    worker=$!
+    set +m
+    wait "$worker" || status=$?
+    worker=''
+    return "$status"
+}
+end_worker() {
+    [ -n "$worker" ] || return 0
+    { kill "-$1" -- "-$worker" && wait "$worker"; } 2>/dev/null
+    worker=''
+}
 
 # Where environments and machines are kept, outside the checkout.
 cache_directory() {

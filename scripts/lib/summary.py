@@ -38,7 +38,7 @@ def read(path: Path) -> Counts:
 
 def part(results: Path, name: str, status: int) -> tuple[Counts, str]:
     """What a part did. One that went wrong without a failed test counts as one failure."""
-    paths = sorted(results.glob(f"{name}.xml")) + sorted(results.glob(f"{name}-*.xml"))
+    paths = sorted(results.glob(f"{name}.xml")) + sorted(results.glob(f"{name}-[0-9]*.xml"))
     if not paths:
         if status:
             return Counts(failed=1), "failed (see above)"
@@ -56,7 +56,7 @@ def main(results: str, *parts: str) -> int:
         name, status, seconds = item.split(":")
         counts, text = part(Path(results), name, int(status))
         total = Counts(*(sum(pair) for pair in zip(total, counts, strict=True)))
-        print(f"{name:7} {text}, {seconds} s")
+        print(f"{name:10} {text}, {seconds} s")
     print(total)
     return 1 if total.failed else 0
 

@@ -128,6 +128,18 @@ def test_readme_has_the_boxes_that_it_names() -> None:
         assert f"`{box}`" in README
 
 
+def test_the_smoke_set_names_tests_that_are_there() -> None:
+    script = (CHECKOUT / "scripts/vagrant-test").read_text()
+    listed = re.search(r"^smoke=\(\n(.*?)^\)", script, re.M | re.S)
+    assert listed is not None
+    names = [name.split("::") for name in listed[1].split()]
+    for file, test in names:
+        source = (CHECKOUT / "tests/privileged" / file).read_text()
+        assert re.search(rf"^def {test}\(", source, re.M), f"{file} has no {test}"
+    matters = {"namespaces", "limits", "network", "exec", "seccomp_filter", "lifecycle"}
+    assert matters <= {file.removeprefix("test_").removesuffix(".py") for file, _ in names}
+
+
 def test_what_is_missing_is_named_and_not_installed(tmp_path: Path) -> None:
     for tool in ("dirname", "readlink", "sort", "cat", "id"):
         found = shutil.which(tool)
