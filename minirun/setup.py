@@ -128,7 +128,7 @@ class Setup:
         self.join_flags = 0  # exec: CLONE_NEW* of the namespaces to join
 
         self.rootfd = self.procfd = -1  # mounts.bind_root: the container's; procfs.open_private
-        self.mask_source = -1  # mounts: what hides a directory
+        self.kernel_mounts: dict[str, int] = {}  # mounts.mount_all: those on /proc and /sys
         self.terminal_fd = -1  # terminal.open: the pty's slave
         self.core_limit = (0, 0)  # child.protect: what RLIMIT_CORE was, for the payload
         # labels: whether the kernel enforces SELinux; a procfs to set the payload's label through

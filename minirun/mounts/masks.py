@@ -8,6 +8,7 @@ import stat
 from minirun import inroot
 from minirun.kernel import mount as m
 from minirun.kernel.libc import AT_EMPTY_PATH, AT_RECURSIVE
+from minirun.mounts.entries import clean
 from minirun.mounts.entries import quoted as _sh
 from minirun.step import step
 
@@ -36,14 +37,25 @@ def lock_dev(setup: Setup) -> None:
 def lock_paths(setup: Setup) -> None:
     """Make the read-only paths read-only"""
     for path in setup.spec.linux.readonly_paths:
-        target = _existing(setup.rootfd, path)
+        target = _existing(setup, path)
         if target is None:
             continue
         copy = m.open_tree(target, "", m.OPEN_TREE_CLONE | AT_EMPTY_PATH | AT_RECURSIVE)
         m.mount_setattr(copy, set_=m.MOUNT_ATTR_RDONLY, recursive=True)
         m.move_mount(copy, target)
+        _cover(setup, clean(path), os.fstat(target), copy)
         os.close(copy)
         os.close(target)
+
+
+def _cover(setup: Setup, path: str, status: os.stat_result, copy: int) -> None:
+    """Take note that a copy hides /proc or /sys, by whatever name, or all from above them."""
+    for top, fd in list(setup.kernel_mounts.items()):
+        if os.path.samestat(os.fstat(fd), status):
+            os.close(fd)
+            setup.kernel_mounts[top] = os.dup(copy)
+        elif top.startswith(f"{path.rstrip('/')}/"):
+            os.close(setup.kernel_mounts.pop(top))
 
 
 @step(
@@ -61,7 +73,7 @@ def mask_paths(setup: Setup) -> None:
     null, empty = setup.null_source, -1
     null_placed = empty_placed = False
     for path in setup.spec.linux.masked_paths:
-        target = _existing(setup.rootfd, path)
+        target = _existing(setup, path)
         if target is None:
             continue
         if stat.S_ISDIR(os.fstat(target).st_mode):
@@ -105,10 +117,15 @@ def _place(source: int, target: int, *, again: bool) -> None:
     os.close(copy)
 
 
-def _existing(rootfd: int, path: str) -> int | None:
+def _existing(setup: Setup, path: str) -> int | None:
     """Open a path to hide or lock; None only if there is nothing (CVE-2025-31133)."""
+    fd, rest = setup.rootfd, clean(path)
+    for top in setup.kernel_mounts:
+        if f"{rest}/".startswith(f"{top}/"):
+            fd, rest = setup.kernel_mounts[top], rest[len(top) :]
+            break
     try:
-        return inroot.open_path(rootfd, path)
+        return inroot.open_path(fd, rest.lstrip("/"))
     except FileNotFoundError:
         return None
     except NotADirectoryError:

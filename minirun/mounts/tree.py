@@ -80,11 +80,24 @@ def _mount_one(setup: Setup, number: int, entry: Mount) -> None:
             m.move_mount(fd, target)
         finally:
             os.close(target)
+        _keep(setup, destination, fd)
         if _locked_late(setup, entry, options):
             setup.to_lock.append(os.dup(fd))
         _set_propagation(fd, options)
     finally:
         os.close(fd)
+
+
+def _keep(setup: Setup, destination: str, fd: int) -> None:
+    """Keep /proc and /sys at hand, of which parts are hidden and locked in the end.
+
+    By their names that could miss: a directory that somebody renames takes its mount along.
+    """
+    for known in list(setup.kernel_mounts):
+        if known == destination or known.startswith(f"{destination}/"):
+            os.close(setup.kernel_mounts.pop(known))
+    if destination in ("/proc", "/sys"):
+        setup.kernel_mounts[destination] = os.dup(fd)
 
 
 def _make_link(rootfd: int, destination: str, link: str) -> None:

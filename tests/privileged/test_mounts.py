@@ -784,6 +784,43 @@ def test_what_is_written_to_proc_is_written_to_the_real_one(
     assert written(box) == ("1", "77")
 
 
+@pytest.mark.parametrize("locked", ["/proc", "/link", "//proc/.", "/proc/self/.."])
+def test_masks_in_what_is_read_only_as_a_whole(box: Box, locked: str) -> None:
+    """The read-only one is a mount of its own, over the other."""
+    (box.rootfs / "link").symlink_to("/proc")
+    box.linux["readonlyPaths"] = [locked]
+    test = "echo x > /proc/self/comm || echo ro"
+    out = box.sh(f"wc -c < /proc/timer_list; ls -A /sys/firmware; {test}")
+    assert out.split() == ["0", "ro"]
+
+
+@pytest.mark.slow
+@pytest.mark.requires("strace")
+@pytest.mark.parametrize("name", ["proc", "sys"])
+def test_what_shall_be_hidden_is_hidden_wherever_it_goes(box: Box, name: str) -> None:
+    """A directory that is renamed takes its mount along: a mask must not miss it and be left out.
+
+    Who shares the root filesystem could rename it for the moment in which the masks are made.
+    """
+    hidden = {"proc": ["timer_list", "keys"], "sys": ["kernel", "module"]}[name]
+    box.linux["maskedPaths"] = [f"/{name}/{one}" for one in hidden]
+    box.linux["readonlyPaths"] = [f"/{name}/fs"]
+    box.process["args"] = ["/bin/sleep", "60"]
+    (box.rootfs / "evil").mkdir()
+    box.write()
+    words = box.words("create", "--bundle", str(box.bundle), box.id)
+    slow = ("trace=openat2,open_tree,move_mount", "inject=openat2:delay_enter=1000")
+    for _ in range(12):
+        with flipping(box.rootfs / name, box.rootfs / "evil"), open(os.devnull, "w") as null:
+            done = call(traced(words, *slow, apart=True), stdout=null, limit=60)
+        if done.code == 0:
+            made = mounts_of(read(f"/proc/{box.pid}/mountinfo"))
+            covered = {point.rpartition("/")[2] for point in made}
+            assert covered >= {*hidden, "fs"}, sorted(made)
+            good(box.delete("--force"))
+        assert box.left() == []
+
+
 # ---------------------------------------------------------------- working directory: T-FS11, T-FS12
 
 
