@@ -84,11 +84,12 @@ def check_streams(setup: Setup) -> None:
         raise MinirunError("cannot use console socket if runc will not detach or allocate tty")
     for index, fd in enumerate(launch.passed_fds):
         try:
-            os.fstat(fd)
-        except OSError as error:
+            theirs = os.get_inheritable(fd)
+        except OSError:
+            theirs = False
+        if not theirs:  # not there; or one of ours, such as the log's, that has taken its number
             which = f"{index} (of {len(launch.passed_fds)}), descriptor {fd}"
-            strerror = (error.strerror or "").lower()
-            raise MinirunError(f"unable to stat preserved-fd {which}: {strerror}") from None
+            raise MinirunError(f"unable to stat preserved-fd {which}: bad file descriptor")
 
 
 def tell_steps(setup: Setup) -> None:

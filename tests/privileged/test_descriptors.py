@@ -96,6 +96,22 @@ def test_descriptors_to_preserve_must_be_there(box: Box, count: str) -> None:
     assert box.left() == []
 
 
+def test_descriptors_of_the_runtime_are_not_preserved(box: Box) -> None:
+    """The log takes the lowest number that is free, and the container could write to it."""
+    box.process["args"] = ["/probe"]
+    box.write()
+    log = str(box.place / "log")
+    flags = ["--bundle", str(box.bundle), "--preserve-fds", "1"]
+    done = call(box.words("--log", log, "run", *flags, box.id))
+    assert done.code == 1
+    assert "preserved-fd 0 (of 1), descriptor 3: bad file descriptor" in done.err
+    assert box.left() == []
+    box.up()
+    done = call(box.words("--log", log, "exec", "--preserve-fds", "1", box.id, "/probe"))
+    assert done.code == 255
+    assert "preserved-fd" in done.err
+
+
 def test_streams_that_are_closed(box: Box) -> None:
     """A caller without standard input: no file of the runtime may come to stand there."""
     box.command = ["sh", "-c", 'exec 0<&-; exec "$0" "$@"', *box.command]
