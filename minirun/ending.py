@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _SIGKILL = 9
 _PATIENCE = 10_000  # milliseconds for a killed process to be gone
 _MOMENT = 2.0  # seconds for a process to find that its create was killed
+_GRACE = 2.0  # seconds for whoever has the lock
 
 
 def group_of(container: Container) -> Group | None:
@@ -82,7 +83,9 @@ def _kill_all(container: Container, signal: int) -> bool:
 def delete(root: str, cid: str, force: bool) -> None:
     """See `container.delete`."""
     try:
-        container = state.find(root, cid, lock=True)
+        container = state.find(root, cid, lock=not force)
+        if force:
+            _lock_by_force(container)
     except DoesNotExist:
         if force:
             return
@@ -101,6 +104,26 @@ def delete(root: str, cid: str, force: bool) -> None:
         if status in ("created", "running"):
             end(container)
         destroy(container)
+
+
+def _lock_by_force(container: Container) -> None:
+    """Lock a container; end its processes where whoever has the lock may be waiting for them.
+
+    An exec does until it is inside, and a container has means to stop what enters it.
+    """
+    try:
+        if container.lock(_GRACE):
+            return
+        try:
+            container.read()
+        except StateError:
+            pass  # of which no cgroup is known
+        else:
+            _kill_all(container, _SIGKILL)
+        container.lock()
+    except BaseException:
+        container.close()
+        raise
 
 
 def end(container: Container) -> None:

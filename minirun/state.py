@@ -33,6 +33,7 @@ RESULT = "exec.result"
 STATE = "state.json"
 CONFIG = "config.json"
 _ID_MAX = 255
+_TICK = 0.01  # seconds
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 _NOFOLLOW = os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -171,17 +172,24 @@ class Container:
         """The directory's path, for messages and sockets."""
         return os.path.join(self.root, self.id)
 
-    def lock(self) -> None:
-        """Wait for the container's lock. Raises DoesNotExist if it was deleted meanwhile."""
+    def lock(self, within: float | None = None) -> bool:
+        """Wait for the container's lock; False if others have it for the seconds `within`.
+
+        Raises DoesNotExist if it was deleted meanwhile.
+        """
         try:
-            self.lockfd = self._reopened()
-            fcntl.flock(self.lockfd, fcntl.LOCK_EX)
+            fd = self._reopened()
+            if not _locked(fd, within):
+                os.close(fd)
+                return False
+            self.lockfd = fd
             # The directory may have gone while we waited, and another may bear its name.
             here, there = os.fstat(self.dirfd), os.stat(self.path, follow_symlinks=False)
         except FileNotFoundError:
             raise DoesNotExist(f"container does not exist: {self.id}") from None
         if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
             raise DoesNotExist(f"container does not exist: {self.id}")
+        return True
 
     def read(self) -> None:
         """Read state.json. Raises StateError if it cannot be understood, DoesNotExist."""
@@ -297,6 +305,23 @@ class Container:
             os.rmdir(self.id, dir_fd=rootfd)
         finally:
             os.close(rootfd)
+
+
+def _locked(fd: int, within: float | None) -> bool:
+    """Lock a directory, waiting for as long as it takes or as is said; flock(2)."""
+    if within is None:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        return True
+    end = time.monotonic() + within
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(_TICK)
+        else:
+            return True
 
 
 def reserve(root: str, cid: str) -> Container:

@@ -19,6 +19,7 @@ from runtime import (
     next_line,
     read,
     report_of,
+    traced,
     until,
     zombies,
 )
@@ -349,6 +350,32 @@ def test_exec_of_what_the_container_has_put_there(box: Box) -> None:
     box.up()
     done = box.exec("sh", "-c", "echo host")
     assert (done.code, done.out) == (255, "")
+
+
+STOPPER = """
+while :; do
+    for one in /proc/[0-9]*; do
+        read name 2>/dev/null < $one/comm && [ "$name" = MARK ] && kill -STOP ${one#/proc/} &&
+            touch /vol/stopped
+    done
+done
+"""
+
+
+@pytest.mark.requires("strace", "cgroup2")
+def test_a_container_that_stops_what_enters_it_can_be_deleted(box: Box) -> None:
+    """Which exec waits for, and holds the container's lock meanwhile."""
+    box.share("pid")
+    mark = f"minirun:{box.id}"[:15]
+    box.process["args"] = ["/bin/sh", "-c", STOPPER.replace("MARK", mark)]
+    box.create()
+    box.start()
+    words = traced(box.words("exec", box.id, "/bin/true"), "inject=setns:delay_enter=1000000")
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        until((box.rootfs / "vol/stopped").exists)
+        good(box.delete("--force"))
+        assert running.wait(10) != 0
+    assert box.left() == []
 
 
 # ---------------------------------------------------------------- devices: T-DV1
