@@ -43,6 +43,8 @@ _TYPES = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_I
 def listed(setup: Setup) -> list[Device]:
     """All nodes of the container: the defaults, overridden by those of config.json."""
     own = [_without_slash(device) for device in setup.spec.linux.devices]
+    # The terminals are those of the container's own devpts: a link, whatever the config says.
+    own = [device for device in own if device.path != "/dev/ptmx"]
     nodes = {device.path: device for device in (*DEFAULT, *own)}
     return list(nodes.values())
 

@@ -109,6 +109,8 @@ def join(setup: Setup) -> None:
     # it does not, so these come before it: setns(2).
     ordered = sorted(setup.namespaces, key=lambda kind: kind == "user")
     late = [kind for kind in ordered if not _try_join(setup, kind)]
+    if "user" in setup.namespaces:
+        setup.setgroups_denied = setgroups_denied()
     for kind in late:
         unshare.setns(setup.namespaces[kind], FLAGS[kind])
     if "user" in setup.namespaces:

@@ -66,7 +66,9 @@ def container_id(options: Options) -> str:
         raise MinirunError("container id cannot be empty")
     for char in name:
         if not (char.isascii() and (char.isalnum() or char in "_+-.")):
-            raise MinirunError(f"invalid container ID format: invalid character {char!a}")
+            bad = ascii(char)[1:-1]
+            # The words of runc and of crun.
+            raise MinirunError(f"invalid container ID format: invalid character `{bad}` in the ID")
     if len(name) > 255 or name[0] in ".-":
         raise MinirunError("invalid container ID format")
     return name

@@ -133,6 +133,24 @@ def test_a_terminal(user: UserBox) -> None:
         assert b"/dev/" in read_until(master, b"0\r\n", 20)
 
 
+def test_the_namespaces_of_another_are_joined(user: UserBox) -> None:
+    """Its user namespace too, where setgroups(2) is denied."""
+    pid = user.up()
+    other = UserBox(user.place, user.base)
+    for kind in ("uidMappings", "gidMappings"):
+        del other.linux[kind]
+    del other.config["hostname"]
+    for kind, name in {"user": "user", "ipc": "ipc", "uts": "uts", "pid": "pid"}.items():
+        other.namespace(kind, f"/proc/{pid}/ns/{name}")
+    joined = other.sh("readlink /proc/self/ns/user; readlink /proc/self/ns/uts; id -u").split()
+    assert joined == [*(os.readlink(f"/proc/{pid}/ns/{name}") for name in ("user", "uts")), "0"]
+
+
+def test_a_link_that_is_a_device_in_the_config(user: UserBox) -> None:
+    user.linux["devices"] = [{"path": "/dev/ptmx", "type": "c", "major": 5, "minor": 2}]
+    assert user.sh("readlink /dev/ptmx") == "pts/ptmx"
+
+
 def test_without_a_user_namespace(user: UserBox) -> None:
     user.linux["namespaces"] = [one for one in user.linux["namespaces"] if one["type"] != "user"]
     del user.linux["uidMappings"], user.linux["gidMappings"]
