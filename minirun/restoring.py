@@ -157,7 +157,9 @@ def _pipes(directory: int) -> list[dict[str, Any]]:
     names = jsontext.read(DESCRIPTORS, DESCRIPTORS, directory)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise MinirunError(f"{DESCRIPTORS} of the checkpoint is not a list of names")
-    return [{"key": name, "fd": fd} for fd, name in enumerate(names[:3]) if "pipe:" in name]
+    return [
+        {"key": name, "fd": fd} for fd, name in enumerate(names[:3]) if name.startswith("pipe:")
+    ]
 
 
 def _joined(setup: Setup) -> list[dict[str, str]]:
