@@ -33,8 +33,7 @@ _NODES = (
     ("urandom", 1, 9, 0o666),
     ("tty", 5, 0, 0o666),
 )
-# A container's /dev/shm is a tmpfs too, so that files are made in the same file system. The disk
-# shows itself a while after the kernel has started; where none does, there is no place for it.
+# A container's /dev/shm is a tmpfs too, so that files are made in the same file system.
 _INIT = f"""#!{SHELL}
 echo "@minirun init"
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -43,6 +42,7 @@ mount -t proc proc /proc || echo "@minirun failed mount /proc"
 mount -t sysfs sysfs /sys || echo "@minirun failed mount /sys"
 mount -t tmpfs -o size=64m shm /dev/shm || echo "@minirun failed mount /dev/shm"
 """
+# The disk shows itself a while after the kernel has started; where none does, jobs are told.
 _DISK = f"""{jobs.DISK}=
 export {jobs.DISK}
 mount -t devtmpfs dev /{DEVICES}
