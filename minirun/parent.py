@@ -152,6 +152,7 @@ def _answer(setup: Setup, answers: dict[str, Any]) -> None:
         message = setup.channel.receive()
         tag = message["tag"]
         if tag == "ready":
+            sources.withdraw_help(setup)
             setup.notes += [note for note in message["notes"] if note not in setup.notes]
             setup.obstacle = tuple(message["obstacle"])
             return

@@ -196,6 +196,14 @@ def help_with(setup: Setup, number: int, root: int) -> None:
             os.close(each)
 
 
+def withdraw_help(setup: Setup) -> None:
+    """Close both ends: a parent in the foreground stays for as long as its container."""
+    for fd in (setup.helping, setup.helper):
+        if fd >= 0:
+            os.close(fd)
+    setup.helping = setup.helper = -1
+
+
 def _propagates(setup: Setup, options: Options) -> bool:
     """Whether mounts of the container shall reach the host: asked of the root and of the mount."""
     return bool(
