@@ -106,7 +106,7 @@ _EXAMPLES = (
     ("rootfs", "docker export", {"not run": "it takes a container of Docker's"}),
     ("", "--memory", {"needs": "limits rootfs"}),
     ("", "alpine", {"needs": "rootfs"}),
-    ("rootfs", "rootfs.tar.gz", {"needs": "rootfs"}),
+    ("", "rootfs.tar.gz", {"needs": "rootfs"}),
 )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BLOCKS = [block for block in all_blocks() if block.executed]
 MARK = "@@@@"
 BUSYBOX = "minirun rootfs build busybox"
+ALPINE = '[ -z "${MINIRUN_ROOTFS_TARBALL-}" ] || minirun rootfs pull alpine --quiet'
 # What the caller's environment may say of the machine.
 GIVEN = ("MINIRUN_ROOTFS_TARBALL", "MINIRUN_TEST_KERNEL")
 
@@ -96,6 +97,8 @@ def answers(place: Path, disk: Path, commands: list[str]) -> list[str]:
     script = [SETUP]
     if not any(BUSYBOX in command for command in commands):
         script.append(f"{BUSYBOX} -q >/dev/null")
+    if any(" --rootfs alpine" in command for command in commands):
+        script.append(ALPINE)
     for command in commands:
         # A server that was started just before may need a moment until it listens.
         waits = " wget " in f" {command}" and "|" not in command
@@ -127,16 +130,15 @@ def answers(place: Path, disk: Path, commands: list[str]) -> list[str]:
 
 # What the examples of the manual suppose: a container `web`, a bundle, an archive.
 SUPPOSED = """
-[ -z "${MINIRUN_ROOTFS_TARBALL-}" ] || minirun rootfs pull alpine --quiet
 [ -z "${MINIRUN_ROOTFS_TARBALL-}" ] || ln -s "$MINIRUN_ROOTFS_TARBALL" rootfs.tar.gz
-mkdir -p bundle/rootfs && minirun spec --bundle bundle
 """
+BUNDLE = "mkdir -p bundle/rootfs && minirun spec --bundle bundle\n"
 # Those that make `web` themselves.
-MAKERS = {"plan", "run"}
+MAKERS = {"minirun", "plan", "run"}
 # The exit status is a verdict.
 VIRT = re.compile(r"^minirun virt.*$", re.M)
 # A shell on a terminal, in which somebody types.
-TERMINAL = re.compile(r"^.* -t .*$", re.M)
+TERMINAL = re.compile(r"^(?:.* -t .*|minirun run web)$", re.M)
 
 
 @pytest.mark.requires("root", "cgroup2", "userns", "overlay", "netns", "nft", "unshare")
@@ -146,7 +148,7 @@ TERMINAL = re.compile(r"^.* -t .*$", re.M)
 )
 def test_examples_of_the_manual_work(block: Block, place: Path, disk: Path) -> None:
     name = Path(block.document).stem
-    before = SUPPOSED
+    before = SUPPOSED + (BUNDLE if "--bundle bundle" in block.text else "")
     if name not in MAKERS:
         seconds = 3 if name == "events" else 1000
         before += f"minirun run -d --rootfs busybox web sleep {seconds}\n"

@@ -116,11 +116,16 @@ def test_a_page_leads_on(name: str) -> None:
     pages = {path.name for path in MAN.iterdir()}
     for page, section in re.findall(r"\b(minirun(?:-[a-z]+)*)\(([17])\)", text):
         assert f"{page}.{section}" in pages, page
-    for page, section in re.findall(r'\b(minirun-[a-z-]+\([17]\)), "([A-Z][^"]+)"', text):
-        there = (MAN / page.replace("(", ".").rstrip(")")).read_text().replace("\\-", "-")
-        assert f'.SH "{" ".join(section.split())}"' in there, (page, section)
     for lesson in re.findall(r"minirun learn ([a-z-]+)", text):
         assert lesson in [*learn.COURSE, *learn.PAGES]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_sections_of_the_manual_that_are_named_exist(name: str) -> None:
+    text = (CHECKOUT / name).read_text()
+    for page, section in re.findall(r'\b(minirun[a-z-]*\([17]\)),\s+"([A-Z][^"]+)"', text):
+        there = (MAN / page.replace("(", ".").rstrip(")")).read_text().replace("\\-", "-")
+        assert f'.SH "{" ".join(section.split())}"' in there, (page, section)
 
 
 def test_pages_of_an_unknown_form_are_refused() -> None:
@@ -211,7 +216,7 @@ def test_flags_that_are_named_exist() -> None:
     # Of minirun's other verbs and scripts, and of other programs.
     known |= {"--json", "--shell", "--name", "--uninstall", "--prefix", "--runtime", "--help"}
     known |= {"--scope", "--property", "--default", "--cgroups", "--runc-binary", "--dry-run"}
-    known.add("--install")
+    known |= {"--install", "--make-wheelhouse"}
     known |= {name for option in [*virt.params, *compare.params] for name in option.opts}
     known |= {"--yes", "--source", "--target", "--uts", "--nodename"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
