@@ -14,6 +14,9 @@ Comments right above a block say more:
     <!-- needs: WORD ... -->    what it needs of the machine: words of tests/conftest.py
     <!-- run by: FILE -->       this test or script runs it, and not the tests of documents
     <!-- not run: REASON -->    nothing does; its commands must exist all the same
+
+What installs, measures, tests or starts machines (`HEAVY`) is never typed in, and must say one of
+the last two.
 """
 
 from __future__ import annotations
@@ -31,6 +34,11 @@ DOCUMENTS = (
 )
 LANGUAGES = ("console", "sh", "json", "yaml", "toml", "text")
 TYPED = ("console", "sh")
+HEAVY = re.compile(
+    r"^(?:\$ )?(?:sudo )?(?:[A-Z_]+=\S+ )*"
+    r"(?:vagrant|apt-get|scripts/(?:bench|install|quickstart|test|vagrant|virt-lookalike|vm))",
+    re.M,
+)
 _FENCE = re.compile(r"( *)```(.*)")
 _SAID = re.compile(r" *<!-- (needs|run by|not run|config\.json)(?:: (.+?))? -->")
 
@@ -55,7 +63,12 @@ class Block(NamedTuple):
     @property
     def executed(self) -> bool:
         """Whether the tests of documents type it in."""
-        return self.language in TYPED and not {"run by", "not run"} & set(self.said)
+        excused = {"run by", "not run"} & set(self.said)
+        return self.language in TYPED and not excused and not self.heavy
+
+    @property
+    def heavy(self) -> bool:
+        return HEAVY.search(self.text) is not None
 
     def commands(self) -> list[tuple[str, list[str]]]:
         """Part a session into its commands, each with the lines that answer it."""
