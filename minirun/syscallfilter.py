@@ -106,6 +106,13 @@ def pass_listener(setup: Setup, pidfd: int, number: int, state: dict[str, Any], 
         setup.agent = -1
 
 
+def _alone(setup: Setup) -> bool:
+    """Tell whether no process of the container's pid namespace is there to trace this one."""
+    namespaces = setup.spec.linux.namespaces
+    new = any(entry.type == "pid" and not entry.path for entry in namespaces)
+    return new and setup.target_pidfd < 0
+
+
 @step(
     _notifies,
     details=_describe,
@@ -114,7 +121,12 @@ def pass_listener(setup: Setup, pidfd: int, number: int, state: dict[str, Any], 
 def load_notifying(setup: Setup) -> None:
     """Load the system call filter, and hand its listener over"""
     assert setup.channel is not None
-    listener = seccomp.prepare(setup.filter.program, setup.filter.flags)()
+    load = seccomp.prepare(setup.filter.program, setup.filter.flags)
+    if setup.filter.notify and setup.unprivileged and _alone(setup):
+        # kernel: a user's own parent may take a descriptor only of what can be traced; before the
+        # filter, which may hold prctl(2) up. `payload` forbids it again first of all.
+        process.prctl(process.PR_SET_DUMPABLE, 1)
+    listener = load()
     if setup.filter.notify:
         setup.channel.hand_over(listener)
         os.close(listener)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from runtime import CHECKOUT, Box, alive, cgroup_of, development, good, read, until
+from test_seccomp_notify import MKDIR, Agent, notify
 
 pytestmark = pytest.mark.requires("root", "userns", "setpriv", "unshare")
 
@@ -144,6 +145,24 @@ def test_the_namespaces_of_another_are_joined(user: UserBox) -> None:
         other.namespace(kind, f"/proc/{pid}/ns/{name}")
     joined = other.sh("readlink /proc/self/ns/user; readlink /proc/self/ns/uts; id -u").split()
     assert joined == [*(os.readlink(f"/proc/{pid}/ns/{name}") for name in ("user", "uts")), "0"]
+
+
+@pytest.mark.parametrize("nnp", [False, True])
+def test_a_seccomp_agent(user: UserBox, nnp: bool) -> None:
+    """Its listener is taken from a process that is else kept from being traced."""
+    agent = Agent(user.place / "agent")
+    (user.place / "agent").chmod(0o777)
+    agent.start()
+    try:
+        notify(user, user.place, "mkdir", "mkdirat", nnp=nnp)
+        user.process["args"] = ["/bin/sh", "-c", "mkdir /tmp/a; ls /tmp"]
+        done = user.run()
+        assert "No medium found" in done.err
+        assert {number for _, number in agent.asked} <= MKDIR
+        assert [message["descriptors"] for message in agent.messages] == [1]
+    finally:
+        agent.end()
+    shutil.rmtree(user.root / ".seccomp")  # the compiled filter, which is kept
 
 
 def test_a_link_that_is_a_device_in_the_config(user: UserBox) -> None:
