@@ -72,6 +72,29 @@ def test_a_sealed_copy_is_whole_and_cannot_be_changed(tmp_path: Path) -> None:
         os.close(fd)
 
 
+def say(code: str, **environment: str) -> list[str]:
+    """Run code that has the launcher as `it` in an isolated interpreter; return what it prints."""
+    first = f"import os, sys; sys.path.append({str(REPO)!r}); from minirun import launcher as it; "
+    command = [sys.executable, "-ISB", "-c", first + code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_the_interpreter_is_what_runs() -> None:
+    """And not what a variable says, which even an isolated one heeds."""
+    wrong = "/nowhere/python3"
+    code = "print(it.interpreter(), *it.code_paths())"
+    found = say(code, __PYVENV_LAUNCHER__=wrong, PYTHONEXECUTABLE=wrong)
+    assert found[0] == os.path.realpath(sys.executable)
+    assert wrong not in found
+
+
+def test_closed_streams_are_opened() -> None:
+    code = "os.close(0); os.close(2); it.open_streams(); print(*[os.readlink(f'/proc/self/fd/{n}') "
+    code += "for n in (0, 2) if os.get_inheritable(n)])"
+    assert say(code) == ["/dev/null"] * 2
+
+
 def test_an_interpreter_on_disk_is_not_private() -> None:
     assert not launcher.private_executable()
 
