@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 MEMORY = "2560M"
 SPARE_DISK = 1 << 30
 SWAP_DISK = 256 << 20
-# Emulated: the instructions that Debian's programs profit from; "max" makes all of it slower. Without
-# AMD-V: a guest in a machine that QEMU emulates with two CPUs has once hung both, and `virt` starts
-# guests where it can (scripts/virt-lookalike has AMD-V, and one CPU).
+# Emulated: the instructions that Debian's programs profit from; "max" makes all of it slower.
+# Without AMD-V: a guest in a machine that QEMU emulates with two CPUs has once hung both, and
+# `virt` starts guests where it can (scripts/virt-lookalike has AMD-V, and one CPU).
 TCG_CPU = "qemu64,-svm,+ssse3,+sse4.1,+sse4.2,+popcnt,+smep"
 KERNEL_COMMAND_LINE = (
     "root=/dev/vda rw console=ttyS0 panic=-1 mitigations=off fsck.mode=skip hugepages=8 psi=1 "
