@@ -56,9 +56,10 @@ def create(
 
 def _without(reason: str, needed: tuple[str, ...], must: bool) -> tuple[None, str]:
     if needed or must:
-        asked = f"limits ({', '.join(needed)})" if needed else "a cgroup"
+        # The words of runc.
+        what = f"cannot set {' and '.join(needed)} limit" if needed else "a cgroup is needed"
         raise Unsupported(
-            f"{asked} cannot be had without root: {reason}",
+            f"{what}: container could not join or create cgroup: {reason}",
             cause="no cgroup with these controllers is delegated to this user here",
             fix=_FIX,
         )
