@@ -110,7 +110,7 @@ FAILURES: dict[str, tuple[Callable[[Box], Done], str, int]] = {
         "Intel RDT/CAT: l3 cache schema is not enabled",
         1,
     ),
-    "unknown verb": (lambda box: box.call("frobnicate"), "frobnicate", 1),
+    "unknown verb": (lambda box: box.call("frobnicate"), "frobnicate", 3),
     "unknown flag": (lambda box: box.call("state", "--nope", box.id), "nope", 1),
     "no ID": (lambda box: box.call("state"), "", 1),
 }

@@ -655,7 +655,8 @@ def test_a_damaged_one_can_be_removed(data: Path, tmp_path: Path) -> None:
 def test_callers_that_are_not_root_are_refused(data: Path, arguments: list[str]) -> None:
     # What is needed is loaded before: the project may lie where only root can read.
     drop = (
-        "import os, sys; from minirun.cli import main, rootfs; from minirun.rootfs import pull; "
+        "import os, sys; from minirun.rootfs import pull; "
+        "from minirun.cli import human, main, rootfs; "
         "os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534); "
         "sys.exit(main(sys.argv[1:]))"
     )
