@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minirun import privilege
+from minirun import log, privilege
 from minirun.cgroups import cgroupfs, resources
 from minirun.cgroups.hierarchy import hierarchy, location
 from minirun.errors import Unsupported
@@ -87,12 +87,22 @@ def create(setup: Setup) -> None:
         )
         if setup.group is None:
             setup.notes.append(note)
+            _warn_of_leftovers(setup)
             return
     else:
         path = location(setup.spec.linux.cgroups_path, setup.cid)
         setup.group = cgroupfs.create(tree, path, needed)
     setup.undo.append(lambda: _undo(setup.group))
     setup.group_fd = setup.group.dirfd
+
+
+def _warn_of_leftovers(setup: Setup) -> None:
+    """Say it, as runc does, where nothing holds a container's processes together."""
+    namespaces = setup.spec.linux.namespaces
+    if not any(entry.type == "pid" and not entry.path for entry in namespaces):
+        text = "a container without a cgroup and without a pid namespace of its own: its processes "
+        text += "cannot all be killed. Such configuration is strongly discouraged"
+        log.warning(text, shown=True)
 
 
 def _undo(group: Group) -> None:

@@ -226,9 +226,21 @@ def test_clock_offsets(user: UserBox) -> None:
     assert shown - float(read("/proc/uptime").split()[0]) > 999000
 
 
+def test_what_holds_no_process_is_told_of(user: UserBox) -> None:
+    """Without a cgroup and a pid namespace, as runc tells of it."""
+    user.process["args"] = ["/bin/true"]
+    assert good(user.run()).err == ""
+    user.share("pid")
+    user.unmount("/proc")
+    user.mount("/proc", "/proc", "rbind")
+    assert "Such configuration is strongly discouraged" in good(user.run()).err
+
+
 def test_limits_without_a_delegated_cgroup(user: UserBox) -> None:
     user.linux["resources"] = {"memory": {"limit": 1 << 26}}
-    user.refused("could not join or create cgroup: ", "resource limits need cgroup v2", "not available")
+    user.refused(
+        "could not join or create cgroup: ", "resource limits need cgroup v2", "not available"
+    )
 
 
 def test_root_of_a_user_namespace(user: UserBox) -> None:
