@@ -64,6 +64,21 @@ def test_what_stood_in_dockers_file_stays(tmp_path: Path) -> None:
     assert json.loads(file.read_text()) == before
 
 
+@pytest.mark.parametrize("engine", FILES)
+def test_the_cgroup_driver_is_containerds_to_choose_by_runtime(engine: str, tmp_path: Path) -> None:
+    done(tmp_path, "add", engine)
+    plain = (tmp_path / FILES[engine]).read_text()
+    done(tmp_path, "add", engine, "--systemd-cgroup")
+    text = (tmp_path / FILES[engine]).read_text()
+    if engine != "containerd":
+        assert text == plain
+        return
+    runtime = tomllib.loads(text)["plugins"][CRI]["containerd"]["runtimes"]["minirun"]
+    assert runtime["options"] == {"BinaryName": RUNTIME, "SystemdCgroup": True}
+    done(tmp_path, "add", engine)
+    assert (tmp_path / FILES[engine]).read_text() == plain
+
+
 CONTAINERD = f"""\
 version = 2
 
