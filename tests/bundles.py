@@ -8,6 +8,7 @@ little else around it. About one in six is spoilt: it has one thing that a runti
 from __future__ import annotations
 
 import copy
+import glob
 import json
 import resource
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,11 +42,15 @@ PROPAGATIONS = [name.strip() if name[0] == " " else name for name in PROPAGATION
 
 
 class Trial(NamedTuple):
-    """A configuration, the way it is run (one of WAYS), and what spoils it, if anything does."""
+    """A configuration, the way it is run (one of WAYS), and what spoils it, if anything does.
+
+    `update` is the flags by which it is updated while it runs, if its way is `exec`.
+    """
 
     config: dict[str, Any]
     way: str
     spoilt: str
+    update: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------- drawing
@@ -349,15 +354,49 @@ def resources(draw: Draw, config: dict[str, Any]) -> None:
     mib = 1 << 20
     parts: dict[str, list[Any]] = {
         "memory": [{"limit": 64 * mib}, {"limit": 64 * mib, "reservation": 32 * mib},
-                   {"limit": 64 * mib, "swap": 96 * mib}, {"limit": -1, "swap": -1}],
+                   {"limit": 64 * mib, "swap": 96 * mib}, {"limit": 64 * mib, "swap": -1},
+                   {"limit": 64 * mib, "swap": 64 * mib}, {"limit": -1, "swap": -1},
+                   {"limit": 0}],
         "cpu": [{"shares": 512}, {"quota": 50000, "period": 100000}, {"shares": 2}, {"cpus": "0"},
-                {"quota": -1}, {"period": 50000}],
+                {"quota": -1}, {"period": 50000}, {"quota": 20000}, {"shares": 262144},
+                {"cpus": "0-1", "mems": "0"}, {"shares": 0}, {"quota": 0, "period": 0}],
         "pids": [{"limit": 64}, {"limit": -1}],
-        "unified": [{"memory.high": str(48 * mib)}, {"pids.max": "99"}],
+        "blockIO": [{"weight": 10}, {"weight": 500}, {"weight": 1000}, *_throttles()],
+        "hugepageLimits": [[{"pageSize": "2MB", "limit": 4 * mib}]],
+        "unified": [{"memory.high": str(48 * mib)}, {"pids.max": "99"}, {"cpu.weight": "77"},
+                    {"memory.low": str(mib), "memory.min": str(mib)}],
     }  # fmt: skip
     found = config["linux"].setdefault("resources", {})
     for name in draw(some(list(parts))):
         found[name] = copy.deepcopy(draw(st.sampled_from(parts[name])))
+
+
+def _throttles() -> list[dict[str, Any]]:
+    """Limits of a disk, if there is one."""
+    for file in sorted(glob.glob("/sys/block/[hsv]d?/dev")):
+        with open(file) as text:
+            major, minor = map(int, text.read().split(":"))
+        disk = {"major": major, "minor": minor, "rate": 1 << 20}
+        return [
+            {"throttleReadBpsDevice": [disk], "throttleWriteIOPSDevice": [{**disk, "rate": 100}]},
+            {"throttleWriteBpsDevice": [disk, {**disk, "rate": 2 << 20}]},
+        ]
+    return []
+
+
+def updates(draw: Draw) -> tuple[str, ...]:
+    """Some flags of `update` that runc has had for long."""
+    values = {
+        "--memory": ["48m", "67108864", "-1"], "--memory-swap": ["96m", "-1"],
+        "--memory-reservation": ["16m", "-1"], "--cpu-quota": ["30000", "-1"],
+        "--cpu-period": ["50000"], "--cpu-share": ["2", "1024", "262144"],
+        "--cpuset-cpus": ["0", "0-1"], "--cpuset-mems": ["0"], "--pids-limit": ["33", "-1"],
+        "--blkio-weight": ["100", "1000"],
+    }  # fmt: skip
+    found = []
+    for name in draw(some(list(values), 3)):
+        found += [name, draw(st.sampled_from(values[name]))]
+    return tuple(found)
 
 
 # ---------------------------------------------------------------- all together
@@ -471,6 +510,20 @@ SPOILERS: dict[str, Callable[[dict[str, Any]], None]] = {
 }  # fmt: skip
 
 
+# The same of limits, where there are controllers.
+LIMIT_SPOILERS = {
+    "swap without a limit": _set("linux.resources.memory", {"swap": 96 << 20}),
+    "less swap than memory": _set("linux.resources.memory", {"limit": 96 << 20, "swap": 64 << 20}),
+    "CPUs that are not there": _set("linux.resources.cpu", {"cpus": "77"}),
+    "a quota below the least": _set("linux.resources.cpu", {"quota": 500, "period": 100000}),
+    "pages of no size": _set("linux.resources.hugepageLimits", [{"pageSize": "3MB", "limit": 1}]),
+    "a file that is not there": _set("linux.resources.unified", {"no.such": "1"}),
+    "a value that is none": _set("linux.resources.unified", {"memory.max": "many"}),
+    "a path for a file": _set("linux.resources.unified", {"../escape": "1"}),
+    "a weight out of range": _set("linux.resources.blockIO", {"weight": 5}),
+}
+
+
 @st.composite
 def trials(draw: Draw, limits: bool) -> Trial:
     """Give a trial; with `limits`, also of cgroup controllers."""
@@ -480,10 +533,12 @@ def trials(draw: Draw, limits: bool) -> Trial:
     for seldom, part in (*PARTS, *([(2, resources)] if limits else [])):
         if maybe(draw, seldom):
             part(draw, config)
-    spoilt = draw(st.sampled_from(list(SPOILERS))) if maybe(draw, 6) else ""
+    spoilers = SPOILERS | (LIMIT_SPOILERS if limits else {})
+    spoilt = draw(st.sampled_from(list(spoilers))) if maybe(draw, 6) else ""
     if spoilt:
-        SPOILERS[spoilt](config)
-    return Trial(config, draw(st.sampled_from(WAYS)), spoilt)
+        spoilers[spoilt](config)
+    way = draw(st.sampled_from(WAYS))
+    return Trial(config, way, spoilt, updates(draw) if limits and way == "exec" else ())
 
 
 def placed(config: dict[str, Any], **places: str) -> dict[str, Any]:

@@ -123,6 +123,17 @@ def _same_hooks(_trial: Trial, name: str, theirs: Seen, ours: Seen) -> bool:
     return plain(theirs[name]) == plain(ours[name])
 
 
+def _only_more(theirs: list[str], ours: list[str], *options: str) -> bool:
+    """When these options are all there, and some of them are what the other has not."""
+    more = set(ours) ^ set(theirs)
+    return bool(more) and more <= set(options) <= set(ours)
+
+
+def _has_shares(trial: Trial, _name: str, _theirs: Seen, _ours: Seen) -> bool:
+    cpu = trial.config["linux"].get("resources", {}).get("cpu", {})
+    return bool(cpu.get("shares")) or "--cpu-share" in trial.update
+
+
 FAILED = r"(run|create)\.code"
 MOUNT = r"(exec\.)?mount\..*"
 
@@ -197,7 +208,7 @@ ALLOWED = (
     Allowed(
         MOUNT,
         "nodes that a user namespace has of the host are nosuid and noexec",
-        part(1, 2, when=lambda theirs, ours: {"nosuid", "noexec"} <= set(ours[1]) - set(theirs[1])),
+        part(1, 2, when=lambda theirs, ours: _only_more(theirs[1], ours[1], "nosuid", "noexec")),
     ),
     Allowed(
         MOUNT,
@@ -282,6 +293,16 @@ ALLOWED = (
         r"rootfs\.(vol/file|made/file)",
         "a file that is made to bind on has mode 0644, runc's 0755",
         lambda _trial, name, theirs, ours: (theirs[name][0], ours[name][0]) == (0o100755, 0o100644),
+    ),
+    # ------------------------------------------------------------ limits
+    Allowed(
+        r"(limit|updated)\.cpu\.weight",
+        "cpu.shares become a weight by the curve of runc 1.3.2, not by the former line",
+        _has_shares,
+    ),
+    Allowed(
+        r"(limit|updated)\.hugetlb\.\w+\.rsvd\.max",
+        "a limit of huge pages is one of their reservations too (runc since 1.2)",
     ),
     # ------------------------------------------------------------ what one of them refuses
     Allowed(
@@ -400,6 +421,7 @@ def compare(trial: Trial, theirs: Seen, ours: Seen) -> dict[str, tuple[Any, Any]
 def told(trial: Trial, found: dict[str, tuple[Any, Any]], theirs: Seen, ours: Seen) -> str:
     """Give the bundle and the differences as text."""
     lines = [f"{trial.way}, {trial.spoilt or 'nothing wrong with it'}", json.dumps(trial.config)]
+    lines += [f"update {' '.join(trial.update)}"] if trial.update else []
     for name, (one, two) in found.items():
         lines += [name, f"    runc     {one!r}", f"    minirun  {two!r}"]
     for seen, who in ((theirs, "runc"), (ours, "minirun")):

@@ -56,8 +56,9 @@ _TRIES = (
     "mkdir:/sys/fs/cgroup/below",
 )  # fmt: skip
 _LAST_TRIES = ("unshare:10000000", "unshare:20000")  # they change what the others would see
-_LIMITS = """memory.max memory.high memory.low memory.swap.max cpu.max cpu.weight cpuset.cpus
-pids.max io.weight io.max"""
+_LIMITS = """memory.max memory.high memory.low memory.min memory.swap.max memory.oom.group cpu.max
+cpu.max.burst cpu.weight cpu.idle cpuset.cpus cpuset.mems pids.max io.weight io.bfq.weight io.max
+hugetlb.2MB.max hugetlb.2MB.rsvd.max"""
 
 
 @cache
@@ -135,6 +136,7 @@ class Runner:
         self.place = place
         self.base = base
         self.bundle = place / "bundle"
+        self.update: Sequence[str] = ()
         self.seen: Seen = {}
 
     def observe(self, trial: Trial, donor: int) -> Seen:
@@ -179,6 +181,7 @@ class Runner:
             self.argument += tries()
             if trial.way == "exec":
                 config["process"]["args"] = ["/bin/sleep", "60"]
+        self.update = trial.update
         maps = config["linux"].get("uidMappings")
         if maps and maps[0]["hostID"]:
             for path in [rootfs, *rootfs.rglob("*")]:
@@ -213,6 +216,9 @@ class Runner:
         for verb in ("start", "start", "state", "delete"):
             self._call(self._unused(verb), verb, ID)
         self._state("running")
+        if self.update:
+            self._call("update", "update", *self.update, ID)
+            self._limits(pid, "updated")
         done = self._call("exec", "exec", ID, *self.argument, streams=True)
         self._report("exec.", done.out)
         self._call("exec.nothing", "exec", ID, "/nothing")
@@ -268,12 +274,12 @@ class Runner:
         self.seen[f"state.{name}.pid"] = pid > 0
         return pid
 
-    def _limits(self, pid: int) -> None:
+    def _limits(self, pid: int, when: str = "limit") -> None:
         with contextlib.suppress(OSError):
             path = read(f"/proc/{pid}/cgroup").rpartition("0::")[2].strip()
             for name in _LIMITS.split():
                 with contextlib.suppress(OSError):
-                    self.seen[f"limit.{name}"] = read(f"/sys/fs/cgroup{path}/{name}")
+                    self.seen[f"{when}.{name}"] = read(f"/sys/fs/cgroup{path}/{name}")
 
     def _report(self, name: str, text: str) -> None:
         try:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.requires("root", "programs", "cgroup2", "runc")
 
 VM = os.environ.get("MINIRUN_MUST_WORK") == "vm"
-COUNT = int(os.environ.get("MINIRUN_DIFFERENTIAL", "8" if VM else "40"))
+COUNT = int(os.environ.get("MINIRUN_DIFFERENTIAL", "12" if VM else "40"))
 SEED = int(os.environ.get("MINIRUN_DIFFERENTIAL_SEED", "1"))
 AT_ONCE = 4  # of one seed: hypothesis varies what it had before, which is more of the same
 
