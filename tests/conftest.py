@@ -34,6 +34,8 @@ import dealing
 if TYPE_CHECKING:
     from runtime import Box
 
+pytest.register_assert_rewrite("dockerlike")
+
 CGROUP = "/sys/fs/cgroup"
 _PATIENCE = 3.0  # seconds
 _CASES = 1  # of a parametrised test in the VM

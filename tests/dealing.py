@@ -15,6 +15,7 @@ SECONDS: dict[str, float] = {
     "test_checkpoint": 6,
     "test_engine_containerd": 13,
     "test_engine_docker": 15,
+    "test_engine_docker_settings": 60,
     "test_engine_podman": 10,
     "test_lifecycle": 5,
     "test_rootless": 8,

@@ -31,7 +31,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 IMAGE = "localhost/alpine:test"
 PAUSE = "localhost/pause:test"
 MINIRUN = shutil.which(os.environ.get("MINIRUN", "minirun")) or "/usr/local/bin/minirun"
-PATIENCE = 90  # seconds for one command of an engine, in a machine that is emulated
+PATIENCE = 180  # seconds for one command of an engine, in a machine that is emulated
 MIB = 1 << 20
 
 _ENVIRONMENT = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
@@ -72,13 +72,19 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 class Engine:
     """An engine's command line: the words before each command, and what it is called with."""
 
-    def __init__(self, *words: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *words: str,
+        environment: dict[str, str] | None = None,
+        remove: Sequence[str] = ("rm", "--force"),
+    ) -> None:
         self.words = words
         self.environment = {**os.environ, **(environment or {})}
+        self.remove = remove  # what ends a container at once, and removes it
 
     def with_words(self, *words: str) -> Engine:
         """The same engine with more global options."""
-        return Engine(*self.words, *words, environment=self.environment)
+        return Engine(*self.words, *words, environment=self.environment, remove=self.remove)
 
     def call(self, *args: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, whatever its status."""

@@ -8,10 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cri import CONTAINER, TARGET, Cri, Pod, pod
+from dockerlike import scope_of
 from engines import (
     IMAGE,
     MIB,
@@ -39,6 +42,15 @@ NETWORK = {
     "name": "tests",
     "plugins": [{"type": "ptp", "ipam": {"type": "host-local", "subnet": "10.99.0.0/24"}}],
 }
+
+
+# Another handler, whose pods' cgroups are directories.
+IN_FILES = f"""
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.files]
+  runtime_type = "io.containerd.runc.v2"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.files.options]
+    BinaryName = "{MINIRUN}"
+"""
 
 
 class Containerd:
@@ -76,7 +88,8 @@ def containerd(base: Path) -> Iterator[Containerd]:
     NETWORK["plugins"][0]["ipam"]["dataDir"] = str(place / "leases")  # type: ignore[index]
     (place / "cni/10-tests.conflist").write_text(json.dumps(NETWORK))
     (place / "etc/containerd/config.toml").write_text(settings(place))
-    file = configured("containerd", place / "etc")
+    file = configured("containerd", place / "etc", "--systemd-cgroup")
+    file.write_text(file.read_text() + IN_FILES)
     made = Containerd(place)
     ready = lambda: made.ctr.call("version").returncode == 0  # noqa: E731
     with daemon(["containerd", "--config", str(file)], place / "log", ready):
@@ -119,7 +132,7 @@ def test_ctr_run_on_a_terminal(containerd: Containerd) -> None:
     assert "/dev/pts/" in shell.output and shell.status == 4, shell.output
 
 
-def test_the_life_of_a_task(containerd: Containerd) -> None:
+def test_the_life_of_a_task(containerd: Containerd, place: Path) -> None:
     with task(containerd, "one", "sleep", "1000") as ctr:
         assert is_ours(containerd.state / "runc/default", "one") or is_ours(
             "/run/containerd/runc/default", "one"
@@ -136,34 +149,16 @@ def test_the_life_of_a_task(containerd: Containerd) -> None:
         assert values(pid, "cgroup.freeze") == ["0"]
         metrics = json.loads(ctr("task", "metrics", "--format", "json", "one"))
         assert metrics["pids"]["current"] == 1 and metrics["memory"]["usage"] > 0
-        ctr("task", "kill", "--signal", "KILL", "one")
+        # With --exit: what containerd pauses for a checkpoint dies as it is resumed, under runc and
+        # CRIU 3.17 too.
+        where = ("--image-path", str(place / "saved"), "--work-path", str(place))
+        ctr("task", "checkpoint", "--exit", *where, "one")
+        assert (place / "saved/inventory.img").exists()
         until(lambda: line_of(ctr, "one").endswith("STOPPED"), "it has stopped")
         assert ctr.call("task", "rm", "one").returncode in (0, 137)
 
 
 # ---------------------------------------------------------------- CRI
-
-
-class Cri:
-    """The services of the CRI by the names of their messages, with dictionaries for messages."""
-
-    def __init__(self, socket: Path) -> None:
-        import grpc
-        from cri_api.v1 import api_pb2, api_pb2_grpc
-
-        self.channel = grpc.insecure_channel(f"unix://{socket}")
-        self._messages = api_pb2
-        self._stubs = [
-            stub(self.channel)
-            for stub in (api_pb2_grpc.RuntimeServiceStub, api_pb2_grpc.ImageServiceStub)
-        ]
-        self.error = grpc.RpcError
-
-    def __call__(self, method: str, **fields: Any) -> Any:
-        (stub,) = [stub for stub in self._stubs if hasattr(stub, method)]
-        return getattr(stub, method)(
-            getattr(self._messages, f"{method}Request")(**fields), timeout=60
-        )
 
 
 @pytest.fixture(scope="module")
@@ -177,102 +172,116 @@ def cri(containerd: Containerd) -> Iterator[Cri]:
     client.channel.close()
 
 
-SHARED = {"pid": 0, "ipc": 0, "network": 0}  # NamespaceMode POD, for every one
+# What a kubelet sends for `securityContext` and `seccompProfile: {type: RuntimeDefault}`.
+CONFINED: dict[str, Any] = {
+    "run_as_user": {"value": 1000},
+    "run_as_group": {"value": 1001},
+    "supplemental_groups": [2002],
+    "readonly_rootfs": True,
+    "no_new_privs": True,
+    "capabilities": {"drop_capabilities": ["ALL"], "add_capabilities": ["NET_BIND_SERVICE"]},
+    "seccomp": {"profile_type": 0},
+    "masked_paths": ["/proc/kcore", "/sys/firmware"],
+    "readonly_paths": ["/proc/sys"],
+}
+SLICE = "miniruncri-pod.slice"
 
 
-def sandbox(name: str) -> dict[str, Any]:
-    return {
-        "metadata": {"name": name, "uid": name, "namespace": "tests"},
-        "hostname": name,
-        "log_directory": "",
-        "linux": {
-            "cgroup_parent": f"/minirun-cri/{name}",
-            "security_context": {"namespace_options": SHARED},
-        },
-    }
+@pytest.fixture
+def slices() -> Iterator[None]:
+    """What a kubelet makes, and takes away: systemd makes it here as the first scope needs it."""
+    yield
+    for unit in (SLICE, "miniruncri.slice"):
+        subprocess.run(["systemctl", "stop", unit], check=True)
 
 
-@contextlib.contextmanager
-def pod(cri: Cri, name: str, handler: str = "minirun") -> Iterator[tuple[str, dict[str, Any]]]:
-    config = sandbox(name)
-    made = cri("RunPodSandbox", config=config, runtime_handler=handler).pod_sandbox_id
-    try:
-        yield made, config
-    finally:
-        cri("StopPodSandbox", pod_sandbox_id=made)
-        cri("RemovePodSandbox", pod_sandbox_id=made)
-        (Path("/sys/fs/cgroup/minirun-cri") / name).rmdir()
-        Path("/sys/fs/cgroup/minirun-cri").rmdir()
-
-
-def container(cri: Cri, where: tuple[str, dict[str, Any]], name: str, *command: str) -> str:
-    made = cri(
-        "CreateContainer",
-        pod_sandbox_id=where[0],
-        sandbox_config=where[1],
-        config={
-            "metadata": {"name": name},
-            "image": {"image": IMAGE},
-            "command": list(command),
-            "linux": {
-                "resources": {
-                    "memory_limit_in_bytes": 64 * MIB,
-                    "cpu_quota": 50000,
-                    "cpu_period": 100000,
-                },
-                "security_context": {"namespace_options": SHARED},
-            },
-        },
-    ).container_id
-    cri("StartContainer", container_id=made)
-    return str(made)
-
-
-def pid_of(cri: Cri, cid: str) -> int:
-    status = cri("ContainerStatus", container_id=cid, verbose=True)
-    return int(json.loads(status.info["info"])["pid"])
-
-
-def run_in(cri: Cri, cid: str, *command: str) -> tuple[str, int]:
-    done = cri("ExecSync", container_id=cid, cmd=list(command), timeout=30)
-    return done.stdout.decode(), done.exit_code
-
-
-def test_the_life_of_a_pod(containerd: Containerd, cri: Cri) -> None:
-    with pod(cri, "pod") as where:
-        one, two = (container(cri, where, name, "sleep", "1000") for name in ("one", "two"))
-        for cid in (where[0], one, two):
+@pytest.mark.usefixtures("slices")
+def test_a_pod_in_slices_of_systemd(containerd: Containerd, cri: Cri, place: Path) -> None:
+    with pod(cri, "pod", "minirun", SLICE, logs=str(place)) as made:
+        one = made.run("one", "sh", "-c", "echo said; exec sleep 1000", **CONFINED)
+        two = made.run("two", "sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.1; done")
+        for cid in (made.id, one, two):
             assert is_ours(containerd.state / "runc/k8s.io", cid) or is_ours(
                 "/run/containerd/runc/k8s.io", cid
             )
-        pids = [pid_of(cri, cid) for cid in (one, two)]
+        pids = [made.pid(cid) for cid in (one, two)]
         for kind in ("net", "ipc", "uts", "pid"):
             assert len({os.readlink(f"/proc/{pid}/ns/{kind}") for pid in pids}) == 1, kind
         assert len({os.readlink(f"/proc/{pid}/ns/mnt") for pid in pids}) == 2
-        assert values(pids[0], "memory.max", "cpu.max") == [str(64 * MIB), "50000 100000"]
-        assert cgroup_of(pids[0]).parent.name == "pod"
-        _look_and_change(cri, one, two, pids[0])
+        _limits_of_a_scope(cri, one, pids[0])
+        _confined(made, one, pids[0])
+        assert (place / "one.log").read_text().endswith(" stdout F said\n")
+        _ended_and_started_again(made, one, two)
 
 
-def _look_and_change(cri: Cri, one: str, two: str, pid: int) -> None:
-    code = "hostname; ip addr show eth0 | grep -c 10.99.0; exit 3"
-    told, status = run_in(cri, one, "sh", "-c", code)
-    assert (told, status) == ("pod\n1\n", 3)
-    with pytest.raises(cri.error, match="executable file not found"):
-        run_in(cri, one, "no-such-program")
-    stats = cri("ContainerStats", container_id=one).stats
-    assert stats.memory.working_set_bytes.value > 0 and stats.cpu.usage_core_nano_seconds.value > 0
+def _limits_of_a_scope(cri: Cri, cid: str, pid: int) -> None:
+    files = ("memory.max", "cpu.max", "cpu.weight")
+    assert values(pid, *files) == [str(64 * MIB), "50000 100000", "59"]
+    assert cgroup_of(pid).name == f"cri-containerd-{cid}.scope"
+    wanted = {"Slice": SLICE, "MemoryMax": str(64 * MIB), "CPUQuotaPerSecUSec": "500ms"}
+    assert scope_of(str(pid), *wanted) == {"Id": f"cri-containerd-{cid}.scope", **wanted}
     changed = {"memory_limit_in_bytes": 80 * MIB, "cpu_quota": 100000, "cpu_period": 100000}
-    cri("UpdateContainerResources", container_id=one, linux=changed)
-    assert values(pid, "memory.max", "cpu.max") == [str(80 * MIB), "100000 100000"]
-    cri("StopContainer", container_id=one, timeout=0)
-    stopped = cri("ContainerStatus", container_id=one).status
-    assert (stopped.state, stopped.exit_code) == (2, 137)  # CONTAINER_EXITED
-    cri("RemoveContainer", container_id=one)
-    left = cri("ListContainers").containers
-    assert [found.id for found in left] == [two]
+    cri("UpdateContainerResources", container_id=cid, linux=changed)
+    assert values(pid, *files[:2]) == [str(80 * MIB), "100000 100000"]
+    assert scope_of(str(pid), "MemoryMax")["MemoryMax"] == str(80 * MIB)
+
+
+def _confined(made: Pod, cid: str, pid: int) -> None:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    assert status["Uid"].split()[0] == "1000" and status["Gid"].split()[0] == "1001"
+    assert status["Groups"].split() == ["1001", "2002"] or status["Groups"].split() == ["2002"]
+    assert (status["CapBnd"], status["Seccomp"], status["NoNewPrivs"]) == (f"{1024:016x}", "2", "1")
+    code = """hostname; ip address show eth0 | grep -c 10.99.0; touch /no 2>&1 | grep -c Read-only
+    wc -c </proc/kcore; exit 3"""
+    assert made.exec(cid, "sh", "-c", code) == ("pod\n1\n1\n0\n", 3)
+    with pytest.raises(made.cri.error, match="executable file not found"):
+        made.exec(cid, "no-such-program")
+    with pytest.raises(made.cri.error, match="timeout 2s exceeded"):
+        made.exec(cid, "sleep", "999", timeout=2)
+    until(lambda: len(values(pid, "cgroup.procs")[0].split()) == 1, "what was too slow has ended")
+
+
+def _ended_and_started_again(made: Pod, one: str, two: str) -> None:
+    """A kubelet starts the same container anew as its next attempt; the other goes by itself."""
+    made.cri("StopContainer", container_id=one, timeout=0)
+    assert made.ended(one) == (True, 137)
+    again = made.run("one", "sh", "-c", "echo said again; exec sleep 1000", attempt=1)
+    made.cri("RemoveContainer", container_id=one)
+    stats = made.cri("ListPodSandboxStats", filter={"id": made.id}).stats
+    told = {one.attributes.id for pod in stats for one in pod.linux.containers}
+    assert told == {again, two}
+    assert all(pod.linux.memory.working_set_bytes.value > 0 for pod in stats)
+    made.cri("StopContainer", container_id=two, timeout=30)
+    assert made.ended(two) == (True, 7)
+    assert made.ended(again)[0] is False
+    made.cri("RemoveContainer", container_id=two)
+    assert [found.id for found in made.cri("ListContainers").containers] == [again]
+
+
+def test_a_pod_with_cgroups_in_files_and_a_debugger(cri: Cri) -> None:
+    """Its containers have PID namespaces of their own; `kubectl debug --target` joins one."""
+    parent = Path("/sys/fs/cgroup/minirun-cri/pod")
+    with pod(cri, "files", "files", "/minirun-cri/pod", pid=CONTAINER) as made:
+        one = made.run("one", "sleep", "1000")
+        pid = made.pid(one)
+        assert cgroup_of(pid) == parent / one
+        assert values(pid, "memory.max", "cpu.max") == [str(64 * MIB), "50000 100000"]
+        stats = cri("ContainerStats", container_id=one).stats
+        assert stats.memory.working_set_bytes.value > 0
+        assert stats.cpu.usage_core_nano_seconds.value > 0
+        changed = {"memory_limit_in_bytes": 80 * MIB}
+        cri("UpdateContainerResources", container_id=one, linux=changed)
+        assert values(pid, "memory.max") == [str(80 * MIB)]
+        target = {"pid": TARGET, "target_id": one}
+        debugger = made.run("debugger", "sleep", "1000", namespaces=target)
+        kinds = [os.readlink(f"/proc/{found}/ns/pid") for found in (pid, made.pid(debugger))]
+        assert kinds[0] == kinds[1] != os.readlink("/proc/self/ns/pid")
+        assert made.exec(debugger, "cat", "/proc/1/comm") == ("sleep\n", 0)
+    parent.rmdir()
+    parent.parent.rmdir()
 
 
 def test_a_handler_that_is_not_configured_is_refused(cri: Cri) -> None:
     with pytest.raises(cri.error, match="no runtime for"):
-        cri("RunPodSandbox", config=sandbox("none"), runtime_handler="other")
+        Pod(cri, "none", ("other", "/minirun-cri/none"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import dockerlike
 import pytest
-from dockerlike import FILES, LIMITED, LIMITS, QUIET, inspect, running
+from dockerlike import QUIET, inspect, pid_of, running, scope_of
 from engines import (
     IMAGE,
     MIB,
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.vm, pytest.mark.requires("root", "limits", "rootfs", "podman")]
 
+REMOVE = ("rm", "--force", "--time", "0")
+
 
 class Podman:
     """podman with state of its own; `root` is where minirun keeps that of its containers."""
@@ -49,6 +51,7 @@ class Podman:
             *options,
             *("--tmpdir", f"{place}/tmp", "--storage-driver", "overlay"),
             environment={"CONTAINERS_CONF": str(config)},
+            remove=REMOVE,
         )
         # Its storage mounted on itself would come and go.
         self.bare = self.at_home.with_words("--storage-opt", "overlay.skip_mount_home=true")
@@ -71,17 +74,24 @@ def engines(base: Path) -> Iterator[Podman]:
 
 @pytest.fixture
 def podman(engines: Podman) -> Engine:
-    return engines.cgroupfs
+    """podman as it is by itself: its containers are scopes of systemd's."""
+    return engines.systemd
 
 
-def test_minirun_is_the_runtime(podman: Engine) -> None:
-    with running(podman) as cid:
-        assert inspect(podman, cid, ".OCIRuntime") == "minirun"
-        assert is_ours("/run/minirun", cid)
+@pytest.fixture(scope="module")
+def one(engines: Podman) -> Iterator[str]:
+    """A container with limits that sleeps."""
+    with running(engines.systemd, *dockerlike.LIMITS, "--cpuset-cpus", "0") as cid:
+        yield cid
+
+
+def test_minirun_is_the_runtime(podman: Engine, one: str) -> None:
+    assert inspect(podman, one, ".OCIRuntime") == "minirun"
+    assert is_ours("/run/minirun", one)
 
 
 def test_run_passes_streams_and_status(podman: Engine) -> None:
-    dockerlike.run_passes_streams_and_status(podman)
+    dockerlike.streams_and_status(podman)
 
 
 def test_statuses_tell_who_failed(podman: Engine) -> None:
@@ -89,33 +99,53 @@ def test_statuses_tell_who_failed(podman: Engine) -> None:
 
 
 def test_run_on_a_terminal(podman: Engine) -> None:
-    shell = podman.on_terminal(
-        "run", "--rm", "-it", *QUIET, IMAGE, "sh", typed="tty; stty size; exit 4\n", size=(33, 77)
-    )
-    assert "/dev/pts/0" in shell.output and shell.status == 4, shell.output
-    assert "33 77" in shell.output
+    assert "33 77" in dockerlike.a_terminal(podman, size=(33, 77))
 
 
-def test_exec_has_statuses_users_and_a_terminal(podman: Engine) -> None:
-    dockerlike.exec_has_statuses_users_and_a_terminal(podman, missing=(127,))
+def test_exec_has_statuses_users_and_a_terminal(podman: Engine, one: str) -> None:
+    dockerlike.exec_statuses_users_and_a_terminal(podman, one)
+
+
+def test_files_go_in_and_out_and_processes_are_listed(
+    podman: Engine, one: str, place: Path
+) -> None:
+    dockerlike.files_and_processes(podman, one, place)
 
 
 def test_logs_stop_start_and_kill(podman: Engine) -> None:
-    dockerlike.stop_start_kill_and_logs(podman)
+    dockerlike.logs_stop_start_and_kill(podman)
 
 
-def test_limits_and_update_and_stats(podman: Engine) -> None:
-    with running(podman, *LIMITS, "--cpuset-cpus", "0") as cid:
-        pid = inspect(podman, cid, ".State.Pid")
-        assert values(pid, *FILES) == LIMITED
-        (shown,) = json.loads(podman("stats", "--no-stream", "--format", "json", cid))
-        assert shown["pids"] == "1" and shown["mem_usage"].endswith("/ 67.11MB")
-        podman("update", "--memory", "80m", "--cpus", "1", cid)
-        assert values(pid, "memory.max", "cpu.max") == [str(80 * MIB), "100000 100000"]
+def test_limits_are_those_of_a_scope_and_are_updated(podman: Engine, one: str) -> None:
+    pid = pid_of(podman, one)
+    dockerlike.limits_are(pid, cpuset_cpus="0")
+    shown = scope_of(pid, "Slice", "MemoryMax", "TasksMax")
+    assert shown == {
+        "Id": f"libpod-{one}.scope",
+        "Slice": "machine.slice",
+        "MemoryMax": str(64 * MIB),
+        "TasksMax": "20",
+    }
+    (stats,) = json.loads(podman("stats", "--no-stream", "--format", "json", one))
+    assert stats["pids"] == "1" and stats["mem_usage"].endswith("/ 67.11MB")
+    podman("update", "--memory", "80m", "--cpus", "1", one)
+    assert values(pid, "memory.max", "cpu.max") == [str(80 * MIB), "100000 100000"]
+    assert scope_of(pid, "MemoryMax")["MemoryMax"] == str(80 * MIB)
 
 
-def test_pause_and_unpause(podman: Engine) -> None:
-    dockerlike.pause_and_unpause(podman)
+def test_limits_in_files_of_podmans_own(engines: Podman) -> None:
+    podman = engines.cgroupfs
+    with running(podman, *dockerlike.LIMITS) as cid:
+        pid = pid_of(podman, cid)
+        assert f"/libpod_parent/libpod-{cid}" in str(cgroup_of(pid))
+        dockerlike.limits_are(pid)
+        podman("update", "--memory", "80m", cid)
+        assert values(pid, "memory.max") == [str(80 * MIB)]
+        dockerlike.pause_and_unpause(podman, cid)
+
+
+def test_pause_and_unpause(podman: Engine, one: str) -> None:
+    dockerlike.pause_and_unpause(podman, one)
 
 
 def test_a_healthcheck_is_an_exec(podman: Engine) -> None:
@@ -124,6 +154,34 @@ def test_a_healthcheck_is_an_exec(podman: Engine) -> None:
         assert podman.call("healthcheck", "run", cid).returncode == 1
         podman("exec", cid, "touch", "/well")
         assert podman.call("healthcheck", "run", cid).returncode == 0
+
+
+COUNT = "sh -c i=0; while :; do i=$((i + 1)); echo $i; sleep 0.1; done"
+
+
+def test_a_checkpoint_goes_on_here_and_elsewhere(podman: Engine, place: Path) -> None:
+    saved = str(place / "saved.tar.gz")
+
+    def counted(cid: str) -> list[int]:
+        return [int(line) for line in podman("logs", cid).split()]
+
+    with running(podman, *dockerlike.LIMITS, command=COUNT) as cid:
+        until(lambda: len(counted(cid)) > 3, "it counts")
+        podman("container", "checkpoint", "--keep", "--export", saved, cid)
+        assert inspect(podman, cid, ".State.Status") == "exited"
+        former = counted(cid)
+        podman("container", "restore", cid)
+        until(lambda: len(counted(cid)) > len(former) + 2, "it counts on")
+        assert counted(cid)[: len(former) + 1] == list(range(1, len(former) + 2))
+        dockerlike.limits_are(pid_of(podman, cid))
+    cid = podman("container", "restore", "--import", saved, "--name", "elsewhere")
+    try:
+        numbers = until(lambda: counted(cid)[2:], "it counts elsewhere")
+        assert numbers[0] == len(former) + 1
+        assert is_ours("/run/minirun", cid)
+        assert podman("exec", cid, "echo", "in") == "in"
+    finally:
+        podman(*podman.remove, cid)
 
 
 def test_two_containers_of_a_pod_share_what_it_has(engines: Podman) -> None:
@@ -141,21 +199,6 @@ def test_two_containers_of_a_pod_share_what_it_has(engines: Podman) -> None:
         assert len(parents) == 1 and parents.pop().name.endswith(f"pod_{pod}.slice")
     finally:
         podman("pod", "rm", "--force", "--time", "0", pod)
-
-
-def test_the_systemd_manager_makes_a_scope(engines: Podman) -> None:
-    with running(engines.systemd, *LIMITS) as cid:
-        pid = inspect(engines.systemd, cid, ".State.Pid")
-        assert cgroup_of(pid).name == "container" or cgroup_of(pid).name == f"libpod-{cid}.scope"
-        shown = subprocess.run(
-            ["systemctl", "show", "--property", "MemoryMax,TasksMax", f"libpod-{cid}.scope"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        assert sorted(shown.split()) == [f"MemoryMax={64 * MIB}", "TasksMax=20"]
-        engines.systemd("update", "--memory", "80m", cid)
-        assert values(pid, "memory.max") == [str(80 * MIB)]
 
 
 def test_a_container_without_a_cgroup(podman: Engine) -> None:
@@ -193,32 +236,17 @@ def test_a_user_namespace_that_podman_chooses(engines: Podman) -> None:
     assert (inside, outside, owner) == ("0", "1000000", "0")
 
 
-def test_mounts_devices_and_kernel_parameters(podman: Engine, place: Path) -> None:
-    (place / "here").write_text("of the host\n")
-    code = (
-        "cat /host/here; touch /host/no 2>/dev/null || echo read-only; touch /no 2>/dev/null"
-        " || echo closed; touch /tmp/yes && echo open; df -k /dev/shm | tail -1 | awk '{print $2}';"
-        " cat /proc/sys/kernel/msgmax; ulimit -n; stat -c '%t:%T' /dev/fd9; hostname; umask"
-    )
-    options = ("--volume", f"{place}:/host:ro", "--read-only", "--tmpfs", "/tmp")
-    more = ("--shm-size", "1m", "--sysctl", "kernel.msgmax=4096", "--ulimit", "nofile=99:99")
-    last = ("--device", "/dev/full:/dev/fd9", "--hostname", "inside", "--umask", "0027")
-    told = podman("run", "--rm", *QUIET, *options, *more, *last, IMAGE, "sh", "-c", code)
-    assert told.splitlines() == [
-        *("of the host", "read-only", "closed", "open"),
-        *("1024", "4096", "99", "1:7", "inside", "0027"),
-    ]
+def test_what_flags_ask_for_is_there(podman: Engine, place: Path) -> None:
+    told = dockerlike.what_flags_ask_for(podman, place, "--umask", "0027")
+    assert told[0] == "0027"
+    assert told[3:7] == ["NoNewPrivs:", "1", "Seccomp:", "2"]
 
 
-def test_a_privileged_container(podman: Engine) -> None:
-    code = "grep CapEff /proc/1/status; mount -t tmpfs x /mnt && echo mounted; test -e /dev/vda"
-    told = podman("run", "--rm", *QUIET, "--privileged", IMAGE, "sh", "-c", code)
-    assert told.split()[1:] == [CAPABILITIES, "mounted"]
+def test_privileges_that_flags_give(podman: Engine) -> None:
+    status = Path("/proc/1/status").read_text().splitlines()
+    (everything,) = [line.split()[1] for line in status if line.startswith("CapEff")]
+    dockerlike.privileges_that_flags_give(podman, everything, "unmask=ALL")
 
-
-CAPABILITIES = next(
-    line.split()[1] for line in Path("/proc/1/status").read_text().splitlines() if "CapEff" in line
-)
 
 KUBE = f"""
 apiVersion: v1
@@ -267,6 +295,7 @@ def user(engines: Podman) -> Iterator[Engine]:
         *("env", *setting, f"DBUS_SESSION_BUS_ADDRESS=unix:path={runtime}/bus"),
         *("systemd-run", "--user", "--quiet", "--scope", "--", "podman"),
         *("--root", f"{home}/root", "--runroot", f"{home}/run", "--runtime", MINIRUN),
+        remove=REMOVE,
     )
     try:
         engine("load", "--quiet", "--input", archive)
@@ -282,5 +311,21 @@ def user(engines: Podman) -> Iterator[Engine]:
 
 
 def test_an_ordinary_user(user: Engine) -> None:
-    told = user("run", "--rm", *QUIET, IMAGE, "sh", "-c", "id -u; cat /proc/self/uid_map")
-    assert told.split() == ["0", "0", "1000", "1", "1", "100000", "65536"]
+    look = "id -u; cat /proc/self/uid_map; ip -o address show tap0 | grep -c 10.0.2.100"
+    told = user("run", "--rm", "--network", "slirp4netns", IMAGE, "sh", "-c", look).split()
+    assert told == ["0", "0", "1000", "1", "1", "100000", "65536", "1"]
+    with running(user, *dockerlike.LIMITS, "--userns", "keep-id") as cid:
+        pid = pid_of(user, cid)
+        assert "/user@1000.service/" in str(cgroup_of(pid))
+        dockerlike.limits_are(pid)
+        assert user("exec", cid, "id", "-u") == "1000"
+        assert Path(f"/proc/{pid}").stat().st_uid == 1000
+        dockerlike.pause_and_unpause(user, cid)
+    _without_systemd(user.with_words("--cgroup-manager", "cgroupfs"))
+
+
+def _without_systemd(user: Engine) -> None:
+    cid = user("run", "--detach", "--network", "host", IMAGE, "sleep", "1000")
+    assert user("exec", cid, "cat", "/proc/self/uid_map").split()[1] == "1000"
+    told = Path(f"/proc/{pid_of(user, cid)}/ns/net").readlink()
+    assert told == Path("/proc/self/ns/net").readlink()
