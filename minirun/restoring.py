@@ -129,7 +129,11 @@ def _told(setup: Setup, script: str, pid: int, fd: int) -> None:
 def _external_mounts(setup: Setup) -> list[dict[str, str]]:
     """Say where what was bound from outside is on this host, by the keys of the checkpoint."""
     found = dict(outside_sources(setup.spec, setup.group, setup.root_path))
-    pairs = {point: os.path.join(setup.bundle, source) for point, source in found.items()}
+    # Without dots and links: CRIU looks for the directory above by the path's last part.
+    pairs = {
+        point: os.path.realpath(os.path.join(setup.bundle, source))
+        for point, source in found.items()
+    }
     if setup.spec.linux.masked_paths:
         pairs["/dev/null"] = "/dev/null"
     return [{"key": point, "val": source} for point, source in pairs.items()]

@@ -97,7 +97,7 @@ def test_twice(counter: Counter) -> None:
 
 @needs_criu
 @pytest.mark.parametrize(
-    "what", ["cgroup", "cgroup namespace", "user namespace", "seccomp", "file"]
+    "what", ["cgroup", "cgroup namespace", "user namespace", "seccomp", "file", "link"]
 )
 def test_what_a_container_may_have(counter: Counter, what: str) -> None:
     box = counter.box
@@ -113,6 +113,11 @@ def test_what_a_container_may_have(counter: Counter, what: str) -> None:
         box.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
     elif what == "file":
         box.mount("/etc/hosts", "/etc/hosts", "bind", "ro")
+    elif what == "link":
+        (box.rootfs / "real").mkdir()
+        (box.rootfs / "conf").symlink_to("/real/conf")
+        (box.rootfs / "real" / "conf").mkdir()
+        box.mount("/conf", ".", "bind")
     counter.up()
     counter.checkpoint()
     former = counter.count

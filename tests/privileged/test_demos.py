@@ -204,7 +204,10 @@ def test_a_lesson_notices_what_is_not_so(
 
 def test_learn_lists_and_runs_what_is_installed(environment: dict[str, str]) -> None:
     listed = run("minirun", "learn", environment=environment).stdout
-    assert [line.split()[0] for line in listed.splitlines() if "  " in line] == list(AFTER)
+    names = [line.split()[0] for line in listed.splitlines() if "  " in line]
+    pages = sorted(page.stem for page in (CHECKOUT / "minirun" / "pages").glob("*.md"))
+    assert names[: len(AFTER)] == list(AFTER)
+    assert sorted(names[len(AFTER) :]) == pages
     done = run("minirun", "learn", "uts", environment=environment)
     assert done.returncode == 0, done.stdout
     assert re.search(AFTER["uts"], done.stdout, re.M)
