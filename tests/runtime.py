@@ -111,7 +111,8 @@ def build_programs(place: Path) -> None:
         for name in ("probe", "loader"):
             shutil.copy(Path(given, name), place)
         return
-    bare = ["-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fno-pie", "-no-pie"]
+    # Anywhere in memory: where the program lies whose interpreter it is, is that one's to say.
+    bare = ["-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fpie", "-static-pie"]
     for name in ("probe", "loader"):
         build = [
             "gcc",
@@ -478,9 +479,13 @@ def zombies() -> list[int]:
 
     They have sessions of their own; our children are in ours, and awaited where they were started.
     """
-    children = psutil.Process().children()
-    ended = [one.pid for one in children if one.status() == psutil.STATUS_ZOMBIE]
-    return [pid for pid in ended if os.getsid(pid) != os.getsid(0)]
+    ended = []
+    for child in psutil.Process().children():
+        # Another thread of a test may have reaped it meanwhile.
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if child.status() == psutil.STATUS_ZOMBIE and os.getsid(child.pid) != os.getsid(0):
+                ended.append(child.pid)
+    return ended
 
 
 def reap_orphans() -> None:

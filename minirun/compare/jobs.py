@@ -74,7 +74,7 @@ _WRITE = 'dd if="$d/in" of="$v/out" bs=1048576 count="$n" conv=fsync 2>/dev/null
 
 def _whole(path: str) -> str:
     """Give the checksum of a file that has its `$n` MiB."""
-    return f'[ $(wc -c <"{path}") -eq $((n * 1048576)) ] && cksum <"{path}"'
+    return f'[ $(wc -c <"{path}") -eq $((n * 1048576)) ] && sha256sum <"{path}"'
 
 
 WORKLOADS = (
@@ -151,7 +151,7 @@ WORKLOADS = (
     Workload(
         "write",
         "N MiB written to a file, and fsync (disk)",
-        "cat cksum dd mv wc",
+        "cat dd mv sha256sum wc",
         (16, 4),
         (_SEED, _WRITE, _whole("$v/out")),
         disk=True,
@@ -159,7 +159,7 @@ WORKLOADS = (
     Workload(
         "read",
         "N MiB read back past the page cache (disk)",
-        "cat cksum dd mv wc",
+        "cat dd mv sha256sum wc",
         (16, 4),
         (
             f"{_SEED}; {_WRITE}",
@@ -171,7 +171,7 @@ WORKLOADS = (
     Workload(
         "sync",
         "N processes that write 4 KiB each, and fsync (disk)",
-        "cksum dd wc",
+        "dd sha256sum wc",
         (100, 20),
         (
             'dd if=/dev/zero of="$v/out" bs=1048576 count=4 conv=fsync 2>/dev/null; '
@@ -179,7 +179,7 @@ WORKLOADS = (
             "i=0; r=1; while [ $i -lt $n ]; do r=$(((r * 31 + 7) % 1021)); "
             'dd if="$d/block" of="$v/out" bs=4096 seek=$r conv=notrunc,fsync 2>/dev/null; '
             "i=$((i + 1)); done",
-            'cksum <"$v/out"',
+            'sha256sum <"$v/out"',
         ),
         disk=True,
     ),

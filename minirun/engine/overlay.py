@@ -107,12 +107,23 @@ def _make_directories(bundle: str, owner: int) -> None:
 
 
 def _overlay(bundle: str) -> int:
+    if "," not in bundle:
+        return _overlay_of(bundle, _escape(bundle))
+    # kernel: overlays take no comma before Linux 6.5 (legacy_parse_param in fs/fs_context.c).
+    directory = os.open(bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return _overlay_of(bundle, f"/proc/self/fd/{directory}")
+    finally:
+        os.close(directory)
+
+
+def _overlay_of(bundle: str, place: str) -> int:
     fd = m.fsopen("overlay")
     try:
         m.fsconfig_string(fd, "source", "minirun")
-        m.fsconfig_string(fd, "lowerdir", _escape(f"{bundle}/{_LOWER}"))
-        m.fsconfig_string(fd, "upperdir", _escape(f"{bundle}/{_UPPER}"))
-        m.fsconfig_string(fd, "workdir", _escape(f"{bundle}/{_WORK}"))
+        m.fsconfig_string(fd, "lowerdir", f"{place}/{_LOWER}")
+        m.fsconfig_string(fd, "upperdir", f"{place}/{_UPPER}")
+        m.fsconfig_string(fd, "workdir", f"{place}/{_WORK}")
         # No inode index and no redirects: the lower layer is shared, and may be hostile.
         for key, value in (("index", "off"), ("xino", "off"), ("metacopy", "off")):
             m.fsconfig_string(fd, key, value)

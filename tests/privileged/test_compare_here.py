@@ -74,6 +74,7 @@ def test_both_sides_are_measured(place: Path, data: dict[str, str]) -> None:
     assert storage["device"] in ("virtio-blk", "NVMe") or without
     for row in [*found["starting"], *found["working"]]:
         if row["key"] not in without:
+            assert row["container"] and row["vm"], row
             assert row["container"]["minimum"] > 0 and row["vm"]["minimum"] > 0, row
     assert all(row["agrees"] for row in found["working"] if row["key"] not in without)
     start = {row["key"]: row for row in found["starting"]}

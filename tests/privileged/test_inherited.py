@@ -65,7 +65,7 @@ REFUSED = (1, 38)  # EPERM, ENOSYS; a kernel without that kind of call kills, or
 WRITES = (
     "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sys/kernel/panic",
     "/proc/sys/vm/panic_on_oom", "/proc/sys/vm/overcommit_memory", "/proc/sys/kernel/hostname",
-    "/proc/sys/net/ipv4/ip_forward", "/proc/sysrq-trigger", "/proc/sys/fs/binfmt_misc/register",
+    "/proc/sys/net/ipv4/ip_forward", "/proc/sys/fs/binfmt_misc/register",
     "/proc/irq/default_smp_affinity", "/sys/kernel/uevent_helper", "/sys/power/state", "/dev/kmsg",
     "/dev/mem", "/dev/port", "/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/../cgroup/cgroup.procs",
     "/proc/1/oom_adj_", "/sys/kernel/mm/ksm/run", "/sys/block/x",
