@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
@@ -55,15 +54,21 @@ class Agent(threading.Thread):
         self.leaves = False  # whether it lets go of each listener at once
 
     def run(self) -> None:
+        listener = self.listener.fileno()
         while True:
-            watched = [self.listener.fileno(), self.reader, *self.fds]
-            for one in select.select(watched, [], [])[0]:
-                if one == self.listener.fileno():
-                    self._meet()
-                elif one == self.reader:
+            poller = select.poll()
+            for one in (listener, self.reader, *self.fds):
+                poller.register(one, select.POLLIN)
+            for one, what in poller.poll():
+                if one == self.reader:
                     return
-                else:
+                if one == listener:
+                    self._meet()
+                elif what & select.POLLIN:
                     self._answer(one)
+                else:  # POLLHUP: all have ended. Before Linux 6.11, to receive would wait forever
+                    self.fds.remove(one)
+                    os.close(one)
 
     def _meet(self) -> None:
         with self.listener.accept()[0] as peer:
@@ -80,11 +85,8 @@ class Agent(threading.Thread):
         request = bytearray(NOTIF.size)
         try:
             fcntl.ioctl(fd, RECV, request)
-        except OSError:  # ENOENT: nobody is left who could ask
-            self.fds.remove(fd)
-            with contextlib.suppress(OSError):  # the test has ended, and closed it
-                os.close(fd)
-            return
+        except FileNotFoundError:
+            return  # who asked was killed
         ident, pid, _, number, *_ = NOTIF.unpack(request)
         self.asked.append((pid, number))
         time.sleep(self.patience)
@@ -96,7 +98,8 @@ class Agent(threading.Thread):
 
     def end(self) -> None:
         os.write(self.stop, b"x")
-        self.join(10)
+        self.join(LIMIT)
+        assert not self.is_alive(), "the agent has not ended"  # its descriptors are still watched
         for fd in (*self.fds, self.reader, self.stop):
             os.close(fd)
         self.listener.close()
