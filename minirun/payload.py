@@ -20,13 +20,14 @@ from minirun.step import step
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from minirun.setup import Setup
+    from minirun.spec import Seccomp
 
     Calls = list[tuple[object, ...]]
 
 _F_SETFD, _FD_CLOEXEC = 2, 1
 _TIOCSCTTY = 0x540E
 _SIGCHLD = 17
-_ENDING = (1, 2, 3, 15)  # SIGHUP, SIGINT, SIGQUIT, SIGTERM
+_ALLOWING = ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG")
 
 
 def _describe(setup: Setup) -> list[str]:
@@ -55,8 +56,16 @@ def _filtered(setup: Setup) -> bool:
 
 
 def _may_handle(setup: Setup) -> bool:
-    """Tell whether rt_sigaction(2) is sure to be allowed: no filter is in force yet."""
-    return setup.spec.linux.seccomp is None or _filtered(setup)
+    """Tell whether rt_sigaction(2) is sure to be allowed: a filter that notifies is in force."""
+    profile = setup.spec.linux.seccomp
+    return profile is None or _filtered(setup) or _allows(profile, "rt_sigaction")
+
+
+def _allows(profile: Seccomp, name: str) -> bool:
+    """Tell whether a profile allows a system call whatever its arguments."""
+    rules = [rule for rule in profile.syscalls if name in rule.names]
+    actions = [rule.action for rule in rules] or [profile.default_action]
+    return not any(rule.args for rule in rules) and {*actions} <= {*_ALLOWING}
 
 
 @step(details=_describe, why="/proc/self/exe must never be the host's interpreter: CVE-2019-5736")
@@ -74,7 +83,7 @@ def calls(setup: Setup) -> Calls:
     elif _may_handle(setup):
         # kernel: the first process of a pid namespace gets only signals that it handles, and a
         # container that is created and not started must end by them, as runc's does.
-        table += [("rt_sigaction", number, Ending(), 0, 8) for number in _ENDING]
+        table += [("rt_sigaction", number, Ending(), 0, 8) for number in process.ENDING]
     if setup.labelfd >= 0:
         table += _label(setup, len(table))
     if not setup.spec.hooks.start_container or setup.target_pidfd >= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # loaded with the interpreter
 import errno
 import os
 import stat
@@ -9,6 +10,7 @@ import stat
 from minirun import executable, inroot
 from minirun.errors import CannotExecute, MinirunError
 from minirun.kernel import process
+from minirun.kernel.libc import trace
 from minirun.step import step
 
 TYPE_CHECKING = False
@@ -172,3 +174,19 @@ def _check(path: str) -> None:
 def reset_signals(_setup: Setup) -> None:
     """Give every signal its default action"""
     process.reset_signals()
+
+
+@step(
+    lambda setup: bool(setup.spec.hooks.start_container),
+    why="the first process of a pid namespace gets only signals that it handles",
+)
+def end_by_signals(_setup: Setup) -> None:
+    """End by SIGHUP, SIGINT, SIGQUIT and SIGTERM until the program runs"""
+    # Where no hook is to be run after start, `payload` waits, and does the same.
+    for number in process.ENDING:
+        _signal.signal(number, _end)
+    trace(lambda: "rt_sigaction(SIGHUP, SIGINT, SIGQUIT, SIGTERM)")
+
+
+def _end(number: int, _frame: object) -> None:
+    os._exit(128 + number)

@@ -150,6 +150,7 @@ ENTER = (
     terminal.own_streams,
     program.set_umask,
     program.reset_signals,
+    program.end_by_signals,  # after that reset; before a filter could forbid it
     personality.apply,
     memorypolicy.apply,
     capabilities.set_no_new_privs,

@@ -289,6 +289,9 @@ def set_mempolicy(mode: int, nodes: int) -> None:
     )
 
 
+ENDING = (1, 2, 3, 15)  # SIGHUP, SIGINT, SIGQUIT, SIGTERM: what asks a process to end
+
+
 def reset_signals() -> None:
     """Give all 64 signals their default action and unblock them.
 

@@ -221,6 +221,17 @@ def test_kill_reaches_a_created_container(box: Box) -> None:
     until(lambda: box.state()["status"] == "stopped")
 
 
+@pytest.mark.parametrize("name", ["TERM", "HUP", "INT", "QUIT"])
+@pytest.mark.parametrize("hook", [False, True], ids=["", "startContainer"])
+def test_a_created_container_ends_by_what_asks_it_to(box: Box, name: str, hook: bool) -> None:
+    """Although the first process of a pid namespace ignores what it has no handler for."""
+    if hook:
+        box.config["hooks"] = {"startContainer": [{"path": "/bin/true"}]}
+    box.create()
+    good(box.call("kill", box.id, name))
+    until(lambda: box.state()["status"] == "stopped")
+
+
 def test_kill_all_in_the_hosts_pid_namespace(box: Box) -> None:
     """Without a pid namespace nothing else ends the children."""
     box.share("pid")

@@ -206,6 +206,28 @@ def test_a_create_that_is_ended_while_the_agent_thinks(
     assert box.left() == []
 
 
+@pytest.mark.usefixtures("agent")
+@either
+def test_a_created_container_ends_by_sigterm(box: Box, tmp_path: Path, nnp: bool) -> None:
+    notify(box, tmp_path, "mkdir", "mkdirat", nnp=nnp)
+    box.create()
+    good(box.call("kill", box.id, "TERM"))
+    until(lambda: box.state()["status"] == "stopped")
+
+
+@pytest.mark.usefixtures("agent")
+@pytest.mark.parametrize("refused", ["SCMP_ACT_ERRNO", "SCMP_ACT_KILL_PROCESS"])
+def test_a_profile_without_rt_sigaction_lets_a_container_start(
+    box: Box, tmp_path: Path, refused: str
+) -> None:
+    """The call by which the waiting process would end by signals is not made under it."""
+    notify(box, tmp_path, "mkdir", "mkdirat")
+    box.linux["seccomp"]["syscalls"].append({"names": ["rt_sigaction"], "action": refused})
+    box.process["args"] = ["/bin/true"]
+    box.create()
+    box.start()
+
+
 @either
 def test_exec_has_a_listener_of_its_own(box: Box, agent: Agent, tmp_path: Path, nnp: bool) -> None:
     notify(box, tmp_path, "mkdir", "mkdirat", nnp=nnp)

@@ -94,6 +94,7 @@ ENTER
     terminal.own_streams
     program.set_umask
     program.reset_signals
+    program.end_by_signals
     personality.apply
     memorypolicy.apply
     capabilities.set_no_new_privs
