@@ -117,10 +117,14 @@ def mounts(spec: Spec, notes: Notes) -> None:
 
 
 def hidden_paths(spec: Spec, _notes: Notes) -> None:
-    """Refuse masked and read-only paths that are not absolute."""
+    """Refuse masked and read-only paths that are not absolute, and to hide the root."""
     for name in ("masked", "readonly"):
         for number, path in enumerate(getattr(spec.linux, f"{name}_paths")):
             absolute(path, f"linux.{name}Paths[{number}]")
+    for number, path in enumerate(spec.linux.masked_paths):
+        # What is mounted over a process's own root it never sees.
+        bare = all(part == "." for part in path.split("/") if part)
+        refuse_unless(not bare, f"linux.maskedPaths[{number}]", "the root itself cannot be hidden")
 
 
 def propagation(spec: Spec, _notes: Notes) -> None:

@@ -28,15 +28,16 @@ def lock_dev(setup: Setup) -> None:
 @step(
     lambda setup: bool(setup.spec.linux.readonly_paths),
     details=lambda setup: setup.spec.linux.readonly_paths,
-    shell=lambda setup: [
-        f"[ ! -e {_sh(path)} ] || {{ mount --bind {_sh(path)} {_sh(path)}"
-        f" && mount -o remount,bind,ro {_sh(path)}; }}"
-        for path in setup.spec.linux.readonly_paths
-    ],
+    shell=lambda setup: [_shell_lock(path) for path in setup.spec.linux.readonly_paths],
 )
 def lock_paths(setup: Setup) -> None:
     """Make the read-only paths read-only"""
     for path in setup.spec.linux.readonly_paths:
+        if clean(path) == "/":
+            # kernel: nothing that is mounted over a process's own root is ever seen. As in runc,
+            # what is mounted below stays as it is.
+            m.mount_setattr(setup.rootfd, set_=m.MOUNT_ATTR_RDONLY)
+            continue
         target = _existing(setup, path)
         if target is None:
             continue
@@ -46,6 +47,14 @@ def lock_paths(setup: Setup) -> None:
         _cover(setup, clean(path), os.fstat(target), copy)
         os.close(copy)
         os.close(target)
+
+
+def _shell_lock(path: str) -> str:
+    if clean(path) == "/":
+        return "mount -o remount,bind,ro /"
+    here = _sh(path)
+    lock = f"mount --bind {here} {here} && mount -o remount,bind,ro {here}"
+    return f"[ ! -e {here} ] || {{ {lock}; }}"
 
 
 def _cover(setup: Setup, path: str, status: os.stat_result, copy: int) -> None:

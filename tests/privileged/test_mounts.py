@@ -355,6 +355,15 @@ def test_read_only_paths(box: Box) -> None:
     assert set(report.values()) == {30}  # EROFS
 
 
+def test_the_root_as_a_read_only_path(box: Box) -> None:
+    """As in runc what is mounted below it stays as it is."""
+    box.mount("/vol", "tmpfs", kind="tmpfs")
+    box.linux["readonlyPaths"] = ["/", "/proc/sys"]
+    report = box.probe("try", "create:/x", "create:/etc/x", "create:/vol/x")
+    assert report == {"create:/x": 30, "create:/etc/x": 30, "create:/vol/x": 0}
+    assert "ro" in box.probe().mounts["/"].options
+
+
 def test_masked_paths(box: Box) -> None:
     """T-FS3 C and E: files read as empty, directories are empty and stay so."""
     (box.rootfs / "vol/dir/below").mkdir(parents=True)

@@ -193,6 +193,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("mounts", [{"destination": ""}], r"mounts\[0\].destination"),
     ("mounts", [{"type": "proc"}], r"mounts\[0\].destination: is required"),
     ("mounts", [{"destination": "/x", "uidMappings": maps((0, 1, 1))}], "need each other"),
+    ("linux.maskedPaths", ["/x", "//."], r"linux.maskedPaths\[1\]: the root itself cannot be"),
     ("linux.maskedPaths", ["proc"], r"linux.maskedPaths\[0\]: must be an absolute"),
     ("linux.readonlyPaths", ["/a", "b"], r"linux.readonlyPaths\[1\]: must be an absolute"),
     ("linux.rootfsPropagation", "rr", "linux.rootfsPropagation"),
