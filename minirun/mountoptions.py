@@ -94,7 +94,13 @@ BIND = {"bind": False, "rbind": True}
 IDMAP = {"idmap": False, "ridmap": True}
 IGNORED = ("defaults", "loud", "silent", "iversion", "noiversion", "acl", "noacl")
 # What is done besides mounting, each an attribute of `Options`.
-ACTIONS = {"tmpcopyup": "copy_up", "copy-symlink": "copy_link", "remount": "remount"}
+ACTIONS = {
+    "tmpcopyup": "copy_up",
+    "copy-symlink": "copy_link",
+    "src-nofollow": "keep_source_link",
+    "dest-nofollow": "keep_target_link",
+    "remount": "remount",
+}
 
 KNOWN = sorted(
     {*ATTRIBUTES, *RECURSIVE, *PROPAGATION, *SUPERBLOCK, *BIND, *IDMAP, *IGNORED, *ACTIONS}
@@ -119,6 +125,8 @@ class Options:
         self.recursive_idmap = False
         self.copy_up = False  # a tmpfs begins with what lies below it
         self.copy_link = False  # a source that is a symbolic link is made again, not bound
+        self.keep_source_link = False  # … is mounted itself, not what it leads to
+        self.keep_target_link = False  # a destination that is one is mounted over itself
         self.remount = False  # what is mounted there is changed
         self.data: list[tuple[str, str | None]] = []  # the file system's own parameters
 
@@ -154,6 +162,11 @@ def _check_actions(entry: Mount, found: Options, path: str) -> None:
         raise ConfigError(path, "tmpcopyup is for a new tmpfs")
     if found.copy_link and (not found.bind or found.remount):
         raise ConfigError(path, "copy-symlink is for bind mounts")
+    keeps = found.keep_source_link or found.keep_target_link
+    if keeps and (not found.bind or found.remount):
+        raise ConfigError(path, "src-nofollow and dest-nofollow are for bind mounts")
+    if keeps and found.copy_link:
+        raise ConfigError(path, "copy-symlink excludes src-nofollow and dest-nofollow")
     if found.remount and found.idmap:
         raise ConfigError(path, "id mappings cannot be changed by remount")
 

@@ -16,7 +16,13 @@ from minirun import inroot, mountoptions
 from minirun.errors import ConfigError
 from minirun.kernel import mount as m
 from minirun.kernel import process, unshare
-from minirun.kernel.libc import AT_EMPTY_PATH, AT_FDCWD, AT_RECURSIVE, failure
+from minirun.kernel.libc import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_RECURSIVE,
+    AT_SYMLINK_NOFOLLOW,
+    failure,
+)
 from minirun.mounts.entries import below, is_bind
 from minirun.step import step
 from minirun.unixsocket import adopt_fd, pair, send_fd
@@ -97,7 +103,8 @@ def _open_source(setup: Setup, number: int, entry: Mount, options: Options) -> i
 
 
 def _how(options: Options) -> int:
-    return m.OPEN_TREE_CLONE | (AT_RECURSIVE if options.recursive_bind else 0)
+    links = AT_SYMLINK_NOFOLLOW if options.keep_source_link else 0
+    return m.OPEN_TREE_CLONE | links | (AT_RECURSIVE if options.recursive_bind else 0)
 
 
 def _fitted(setup: Setup, number: int, entry: Mount, fd: int, options: Options) -> int:
@@ -135,7 +142,8 @@ def open_inner(setup: Setup, number: int, entry: Mount, options: Options) -> int
 
 
 def _open_inner(setup: Setup, number: int, entry: Mount, options: Options, rootfd: int) -> int:
-    fd = inroot.open_path(rootfd, setup.inner_sources[number])
+    links = os.O_NOFOLLOW if options.keep_source_link else 0
+    fd = inroot.open_path(rootfd, setup.inner_sources[number], os.O_PATH | links)
     try:
         copy = m.open_tree(fd, "", _how(options) | AT_EMPTY_PATH)
     finally:

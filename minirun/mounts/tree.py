@@ -69,7 +69,7 @@ def _mount_one(setup: Setup, number: int, entry: Mount) -> None:
     else:
         fd = setup.sources[number] if options.bind else _new_mount(setup, entry, options)
     try:
-        target = _open_target(setup, entry, destination, fd)
+        target = _open_target(setup, entry, destination, fd, links=not options.keep_target_link)
         try:
             _check_proc(entry, destination, target, fd)
             if options.copy_up:
@@ -261,13 +261,20 @@ def _own_group(setup: Setup) -> int:
     return fd
 
 
-def _open_target(setup: Setup, entry: Mount, destination: str, fd: int) -> int:
-    """Open, or make, the mount point inside the root, of the source's type."""
+def _open_target(
+    setup: Setup, entry: Mount, destination: str, fd: int, *, links: bool = True
+) -> int:
+    """Open, or make, the mount point inside the root, of the source's type.
+
+    Without `links` one that is a symbolic link is not followed; it must be there, as in crun.
+    """
     if destination == "/":
         raise ConfigError("mounts", f"{entry.destination}: cannot mount over the root filesystem")
     directory = stat.S_ISDIR(os.fstat(fd).st_mode)
     if entry.type in ("proc", "sysfs"):
         return _ordinary_directory(setup.rootfd, destination)
+    if not links:
+        return inroot.open_path(setup.rootfd, destination, os.O_PATH | os.O_NOFOLLOW)
     if directory:
         return inroot.make_directory(setup.rootfd, destination)
     target = inroot.make_file(setup.rootfd, destination)

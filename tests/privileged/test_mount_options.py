@@ -168,6 +168,52 @@ def test_a_source_that_is_no_link_is_bound(box: Box) -> None:
     assert box.sh("cat /etc/motd") == "of the host"
 
 
+# ---------------------------------------------------------------- src-nofollow, dest-nofollow
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["", "in the root"])
+def test_a_link_is_mounted(box: Box, inside: bool) -> None:
+    """As in crun: not what it leads to, which need not be there."""
+    link = (box.rootfs / "vol" if inside else box.place) / "link"
+    link.symlink_to("/nowhere")
+    box.mount("/etc/motd", str(link), "bind", "ro", "src-nofollow")
+    assert box.sh("readlink /etc/motd") == "/nowhere"
+    assert "ro" in box.probe().mounts["/etc/motd"].options
+
+
+def test_a_link_is_mounted_over(box: Box) -> None:
+    (box.place / "file").write_text("of the host\n")
+    (box.place / "link").symlink_to("file")
+    for name in ("a", "b", "c"):
+        (box.rootfs / "vol" / name).symlink_to("/etc/passwd")
+    box.mount("/vol/a", str(box.place / "file"), "bind", "dest-nofollow")
+    box.mount("/vol/b", str(box.place / "link"), "bind", "dest-nofollow")
+    box.mount("/vol/c", str(box.place / "link"), "bind", "src-nofollow", "dest-nofollow")
+    assert box.sh("cat /vol/a /vol/b; readlink /vol/c; head -n1 /etc/passwd").splitlines() == [
+        "of the host", "of the host", "file", "root:x:0:0:root:/root:/bin/sh",
+    ]  # fmt: skip
+    assert os.readlink(box.rootfs / "vol/a") == "/etc/passwd"
+
+
+def test_a_mount_over_a_link_that_is_not_there(box: Box) -> None:
+    box.mount("/vol/none", str(box.place), "bind", "dest-nofollow")
+    assert "no such file or directory" in box.refused()
+    assert not (box.rootfs / "vol/none").exists()
+
+
+def test_no_mount_over_a_link_of_proc(box: Box) -> None:
+    box.mount("/proc/self", str(box.place), "bind", "dest-nofollow")
+    assert "inside /proc" in box.refused()
+
+
+def test_links_to_keep_are_of_binds(box: Box) -> None:
+    box.mount("/vol", "tmpfs", "dest-nofollow", kind="tmpfs")
+    assert "src-nofollow and dest-nofollow are for bind mounts" in box.refused()
+    box.unmount("/vol")
+    box.mount("/vol", str(box.place), "bind", "src-nofollow", "copy-symlink")
+    assert "copy-symlink excludes src-nofollow" in box.refused()
+
+
 # ---------------------------------------------------------------- remount
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +12,9 @@ from minirun.mounts.entries import shell_mount
 from minirun.setup import Launch, Setup
 from minirun.spec import Mount, Spec
 from minirun.step import follow, name_of, sentence_of, step, wanted
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MINIMAL: dict[str, Any] = {
     "ociVersion": "1.0.2",
@@ -126,3 +129,10 @@ def test_the_script_knows_what_options_do_besides_mounting() -> None:
     copied = line(destination="/vol", type="tmpfs", options=["tmpcopyup", "nosuid"])
     assert "tmpcopyup" not in copied
     assert copied.index("cp -a") < copied.index("mount -t tmpfs -o 'nosuid'")
+
+
+def test_the_script_says_that_no_tool_mounts_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    entry = {"destination": "/x", "type": "bind", "source": str(tmp_path / "link")}
+    mount = Mount.decode({**entry, "options": ["bind", "src-nofollow"]}, "mounts[0]")
+    assert shell_mount(mount).startswith("# Left out, for mount(8) follows symbolic links: bind ")
