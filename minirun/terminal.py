@@ -51,10 +51,17 @@ def open_console_socket(setup: Setup) -> None:
     lambda setup: setup.launch.silent and not setup.process.terminal,
     why="whoever reads our output must not wait for a container that runs on by itself",
 )
-def silence(_setup: Setup) -> None:
-    """Let the standard streams lead to /dev/null"""
+def silence(setup: Setup) -> None:
+    """Let the standard streams that are no files lead to /dev/null"""
+    streams = [fd for fd in (0, 1, 2) if not stat.S_ISREG(os.fstat(fd).st_mode)]
+    lost = " and ".join([name for fd, name in ((1, "output"), (2, "error")) if fd in streams])
+    if lost and os.isatty(2):
+        setup.notes.append(
+            f"nothing keeps what {setup.cid} prints on standard {lost}; a file does: "
+            f">{setup.cid}.log 2>&1"
+        )
     fd = os.open("/dev/null", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    for stream in (0, 1, 2):
+    for stream in streams:
         os.dup2(fd, stream)
     os.close(fd)
 

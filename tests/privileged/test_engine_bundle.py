@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runtime import until
 
 from minirun import options
 from minirun.cgroups.hierarchy import MOUNT_POINT, hierarchy
@@ -619,3 +621,52 @@ def test_own_files_do_not_follow_the_trees_links(tree: Path, runtime: str) -> No
         bundle.discard_leftover("web")
         shutil.rmtree(hostile)
         shutil.rmtree(canary)
+
+
+# ---------------------------------------------------------------- detached
+
+
+@pytest.fixture
+def detached(tree: Path, data: Path, tmp_path: Path) -> Iterator[Callable[..., list[str]]]:
+    """Run a detached container; return where its standard streams lead."""
+    program = [sys.executable, "-ISB", MAIN, "--root", str(tmp_path / "state")]
+
+    def run_detached(**streams: Any) -> list[str]:
+        words = ["run", "-d", "--pid-file", str(tmp_path / "pid"), "--rootfs", str(tree), "web"]
+        script = "echo out; echo err >&2; exec sleep 60"
+        subprocess.run([*program, *words, "sh", "-c", script], timeout=60, check=True, **streams)
+        pid = (tmp_path / "pid").read_text()
+        return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (0, 1, 2)]
+
+    yield run_detached
+    subprocess.run([*program, "delete", "--force", "web"], timeout=60, check=True)
+    assert not (data / "containers/web").exists()
+
+
+def test_a_file_keeps_what_a_detached_container_prints(
+    detached: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    with open(tmp_path / "log", "ab") as log:
+        log.write(b"before\n")
+        log.flush()
+        streams = detached(stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    assert streams == ["/dev/null", str(tmp_path / "log"), str(tmp_path / "log")]
+    until(lambda: "err\n" in (tmp_path / "log").read_text())
+    text = (tmp_path / "log").read_text()
+    assert text.startswith("before\n") and "out\n" in text
+    assert (tmp_path / "log").stat().st_uid == 0
+
+
+def test_no_pipe_and_no_terminal_waits_for_a_detached_container(
+    detached: Callable[..., list[str]],
+) -> None:
+    master, slave = pty.openpty()
+    try:
+        streams = detached(stdin=slave, stdout=subprocess.PIPE, stderr=slave)
+        assert streams == ["/dev/null"] * 3
+        told = os.read(master, 4096).decode()
+    finally:
+        os.close(slave)
+        os.close(master)
+    assert "nothing keeps what web prints on standard output and error" in told
+    assert ">web.log 2>&1" in told
