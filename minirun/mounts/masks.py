@@ -8,6 +8,7 @@ import stat
 from minirun import inroot
 from minirun.kernel import mount as m
 from minirun.kernel.libc import AT_EMPTY_PATH, AT_RECURSIVE
+from minirun.kernel.statfs import mount_id
 from minirun.mounts.entries import clean
 from minirun.mounts.entries import quoted as _sh
 from minirun.step import step
@@ -33,13 +34,14 @@ def lock_dev(setup: Setup) -> None:
 def lock_paths(setup: Setup) -> None:
     """Make the read-only paths read-only"""
     for path in setup.spec.linux.readonly_paths:
-        if clean(path) == "/":
-            # kernel: nothing that is mounted over a process's own root is ever seen. As in runc,
-            # what is mounted below stays as it is.
-            m.mount_setattr(setup.rootfd, set_=m.MOUNT_ATTR_RDONLY)
-            continue
         target = _existing(setup, path)
         if target is None:
+            continue
+        if _is_root(setup, target):
+            # kernel: nothing that is mounted over a process's own root is ever seen. As in runc,
+            # what is mounted below stays as it is.
+            m.mount_setattr(target, set_=m.MOUNT_ATTR_RDONLY)
+            os.close(target)
             continue
         copy = m.open_tree(target, "", m.OPEN_TREE_CLONE | AT_EMPTY_PATH | AT_RECURSIVE)
         m.mount_setattr(copy, set_=m.MOUNT_ATTR_RDONLY, recursive=True)
@@ -47,6 +49,11 @@ def lock_paths(setup: Setup) -> None:
         _cover(setup, clean(path), os.fstat(target), copy)
         os.close(copy)
         os.close(target)
+
+
+def _is_root(setup: Setup, fd: int) -> bool:
+    same = os.path.samestat(os.fstat(fd), os.fstat(setup.rootfd))
+    return same and mount_id(fd) == mount_id(setup.rootfd)  # else another mount of the directory
 
 
 def _shell_lock(path: str) -> str:

@@ -355,10 +355,12 @@ def test_read_only_paths(box: Box) -> None:
     assert set(report.values()) == {30}  # EROFS
 
 
-def test_the_root_as_a_read_only_path(box: Box) -> None:
+@pytest.mark.parametrize("path", ["/", "/etc/link"])
+def test_the_root_as_a_read_only_path(box: Box, path: str) -> None:
     """As in runc what is mounted below it stays as it is."""
+    (box.rootfs / "etc/link").symlink_to("/")
     box.mount("/vol", "tmpfs", kind="tmpfs")
-    box.linux["readonlyPaths"] = ["/", "/proc/sys"]
+    box.linux["readonlyPaths"] = [path, "/proc/sys"]
     report = box.probe("try", "create:/x", "create:/etc/x", "create:/vol/x")
     assert report == {"create:/x": 30, "create:/etc/x": 30, "create:/vol/x": 0}
     assert "ro" in box.probe().mounts["/"].options
