@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_BYTES = 16 << 20  # a config.json; runc's largest known ones are below 1 MiB
-_INDENT_WIDTH = 4
 
 
 class JSONError(MinirunError):

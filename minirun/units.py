@@ -1,4 +1,4 @@
-"""Numbers as people write them: sizes, rates, CPUs, durations, Kubernetes quantities.
+"""Numbers as people write them: sizes, rates, CPUs, durations.
 
 All are parsed strictly and exactly, in integers: `0.1` CPU is 10000 us of 100000, not 9999. A text
 that is not understood is a UsageError with examples.
@@ -13,8 +13,6 @@ INT64 = (1 << 63) - 1
 _SIZES = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _PERIOD, _LONG_PERIOD = 100_000, 1_000_000  # microseconds; the kernel takes 1000 to 1000000
 _QUOTA_MIN = 1000  # microseconds (kernel/sched/core.c, min_cfs_quota_period)
-_DECIMAL = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
-_BINARY = {"Ki": 1, "Mi": 2, "Gi": 3, "Ti": 4, "Pi": 5, "Ei": 6}
 _DURATIONS = {
     "h": 3_600_000_000_000,
     "m": 60_000_000_000,
@@ -99,49 +97,6 @@ def parse_cpus(text: str) -> tuple[int, int]:
         f"number of CPUs is too small or too fine: {text!r}",
         fix="the least is 0.001, and there are six decimals",
     )
-
-
-def quantity_cpu(text: str) -> int:
-    """Parse a Kubernetes CPU quantity (`500m`, `0.5`, `2`) to thousandths of a CPU, rounded up."""
-    return _quantity(text, 1000)
-
-
-def quantity_bytes(text: str) -> int:
-    """Parse a Kubernetes memory quantity (`256Mi`, `1G`, `1e3`) to bytes, rounded up."""
-    return _quantity(text, 1)
-
-
-def _quantity(text: str, scale: int) -> int:
-    number, unit = _split(text)
-    fraction = _decimal(number)
-    power = _power_of(unit)
-    if fraction is None or power is None:
-        raise UsageError(
-            f"not a quantity: {text!r}", fix="write 500m, 2, 256Mi or 1G (m is a thousandth)"
-        )
-    numerator, denominator = fraction
-    base, exponent = power
-    if exponent < 0:
-        denominator *= base**-exponent
-    else:
-        numerator *= base**exponent
-    value = -(-numerator * scale // denominator)
-    if value > INT64:
-        raise UsageError(f"quantity is too large: {text!r}")
-    return value
-
-
-def _power_of(unit: str) -> tuple[int, int] | None:
-    if unit in _BINARY:
-        return 1024, _BINARY[unit]
-    if unit in _DECIMAL:
-        return 10, _DECIMAL[unit]
-    if unit[:1] in ("e", "E"):  # a decimal exponent; a lone E is exa
-        sign = -1 if unit[1:2] == "-" else 1
-        digits = unit[1:].removeprefix("-" if sign < 0 else "+")
-        if _digits(digits) and len(digits) <= 2:
-            return 10, sign * int(digits)
-    return None
 
 
 def parse_duration(text: str) -> int:

@@ -287,11 +287,6 @@ def _io_summary(group: Group) -> dict[str, int | None]:
     }
 
 
-def oom_kills(group: Group) -> int:
-    """Count the processes of the group and below that the out-of-memory killer has ended."""
-    return keyed(group.get("memory.events")).get("oom_kill", 0)
-
-
 class Watch:
     """Wait for what happens to a group: "oom" and, once its last process has ended, "empty"."""
 

@@ -15,8 +15,6 @@ import struct
 
 from minirun.kernel import c, libc
 
-API_VERSION = 12  # the only one since 2.6.22
-
 # exit_reason of struct kvm_run
 EXIT_NAMES = {
     0: "UNKNOWN",

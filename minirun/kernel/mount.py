@@ -87,7 +87,6 @@ FSPICK_CLOEXEC = 1
 FSPICK_EMPTY_PATH = 8
 _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
-_FSCONFIG_SET_FD = 5
 _FSCONFIG_CMD_CREATE = 6
 _FSCONFIG_CMD_RECONFIGURE = 7
 
@@ -209,15 +208,6 @@ def fsconfig_string(fd: int, key: str, value: str) -> None:
         _fsconfig,
         (fd, _FSCONFIG_SET_STRING, encode(key), encode(value), 0),
         lambda: f"fsconfig({fd}, FSCONFIG_SET_STRING, {quote(key)}, {quote(value)}, 0)",
-    )
-
-
-def fsconfig_fd(fd: int, key: str, value: int) -> None:
-    """Set a parameter that is a file descriptor, such as overlayfs' layers since Linux 6.13."""
-    call(
-        _fsconfig,
-        (fd, _FSCONFIG_SET_FD, encode(key), None, value),
-        lambda: f"fsconfig({fd}, FSCONFIG_SET_FD, {quote(key)}, NULL, {value})",
     )
 
 

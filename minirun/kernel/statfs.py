@@ -10,7 +10,6 @@ from minirun.kernel.libc import AT_EMPTY_PATH, call, function, syscall
 # include/uapi/linux/magic.h
 CGROUP_SUPER_MAGIC = 0x27E0EB
 CGROUP2_SUPER_MAGIC = 0x63677270
-TMPFS_MAGIC = 0x01021994
 PROC_SUPER_MAGIC = 0x9FA0
 DEVPTS_SUPER_MAGIC = 0x1CD1
 SELINUX_MAGIC = 0xF97CFF8C

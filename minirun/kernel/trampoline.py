@@ -22,10 +22,7 @@ import struct
 from minirun.kernel.c import c_char_p, c_int, c_void_p
 from minirun.kernel.libc import call, failure, syscall
 
-# kind 0 must be clone: its parent reports the child's pid and ends.
-CLONE = 0
 REPORT_SIZE = 24
-REPORT_MARK = b"\xff" * 8
 
 _ROW = struct.Struct("<9Q")
 _BASE = 0x400000
@@ -84,7 +81,8 @@ NUMBERS = {
     "aarch64": dict(zip(_NAMES, _AARCH64, strict=True)),
 }
 
-# The kinds of the rows, for reports: clone is 0.
+# The kinds of the rows, for reports. Clone must be 0: the code has its parent report the child's
+# pid and end.
 KINDS = ("clone", *(name for name in _NAMES if name != "clone"))
 
 _execveat = syscall({"x86_64": 322, "aarch64": 281}, c_int, c_char_p, c_void_p, c_void_p, c_int)

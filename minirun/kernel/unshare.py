@@ -18,7 +18,6 @@ CLONE_NEWNET = 0x40000000
 CLONE_NAMES = {name: value for name, value in list(globals().items()) if name.startswith("CLONE_")}
 
 # include/uapi/linux/nsfs.h: ioctl_ns(2)
-NS_GET_USERNS = 0xB701
 NS_GET_NSTYPE = 0xB703
 
 _unshare = function("unshare", c_int)

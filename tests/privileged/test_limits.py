@@ -109,7 +109,6 @@ def test_more_memory_than_allowed_is_the_end(tree: Hierarchy, top: str) -> None:
         assert run_in(made, "bytearray(4 << 20)") == 0
         assert run_in(made, "bytearray(64 << 20)") == -signal.SIGKILL
         assert "oom_kill 1" in text(f"{top}/a", "memory.events").split("\n")
-        assert stats.oom_kills(made) == 1
         assert watch.wait(0) == ["oom", "empty"]
         assert watch.wait(0) == ["empty"]
         watch.close()

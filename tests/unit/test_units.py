@@ -38,7 +38,7 @@ def test_sizes_that_are_refused(text: str) -> None:
 
 @given(st.text(max_size=12))
 def test_any_text_is_a_size_or_a_usage_error(text: str) -> None:
-    for parse in (units.parse_size, units.quantity_bytes, units.parse_duration, units.parse_count):
+    for parse in (units.parse_size, units.parse_duration, units.parse_count):
         try:
             value = parse(text)
         except UsageError:
@@ -84,38 +84,6 @@ def test_cpus(text: str, expected: tuple[int, int]) -> None:
 def test_cpus_that_are_refused(text: str) -> None:
     with pytest.raises(UsageError):
         units.parse_cpus(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("500m", 500), ("0.5", 500), ("2", 2000), ("1k", 1_000_000), ("0.0001", 1), ("100u", 1)],
-)
-def test_cpu_quantities(text: str, expected: int) -> None:
-    assert units.quantity_cpu(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("256Mi", 256 << 20),
-        ("1G", 10**9),
-        ("128974848", 128974848),
-        ("1e3", 1000),
-        ("1E3", 1000),
-        ("1E", 10**18),
-        ("1.5Gi", 3 << 29),
-        ("100m", 1),
-        ("1e-2", 1),
-    ],
-)
-def test_byte_quantities(text: str, expected: int) -> None:
-    assert units.quantity_bytes(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "Mi", "1mi", "1KiB", "1 Gi", "1e", "1ee3", "10E", "1e99999"])
-def test_quantities_that_are_refused(text: str) -> None:
-    with pytest.raises(UsageError):
-        units.quantity_bytes(text)
 
 
 @pytest.mark.parametrize(
