@@ -25,10 +25,18 @@ def test_each_file_is_dealt_once(tests: dict[str, int], hands: int) -> None:
 
 
 def test_the_hands_end_at_about_one_time() -> None:
-    tests = {f"file{number}": 10 for number in range(9)}
-    assert sorted(map(len, dealing.deal(tests, 2))) == [4, 5]
+    tests = {f"file{number}": 10 for number in range(12)}
+    first, second = map(len, dealing.deal(tests, 2))
+    assert first + second == 12
+    assert abs(first * dealing.SLOWER - second) <= dealing.SLOWER
 
 
-@pytest.mark.parametrize("stem", sorted(dealing.SECONDS))
+def test_what_wants_two_cpus_is_dealt_to_the_machine_that_has_them() -> None:
+    tests = {"test_lifecycle": 100, **dict.fromkeys(dealing.FIRST, 100)}
+    for hands in (1, 2, 3):
+        assert set(dealing.FIRST) <= set(dealing.deal(tests, hands)[0])
+
+
+@pytest.mark.parametrize("stem", sorted({*dealing.SECONDS, *dealing.FIRST}))
 def test_a_figure_is_of_a_file_that_exists(stem: str) -> None:
     assert (Path(__file__).parents[1] / "privileged" / f"{stem}.py").is_file()

@@ -117,7 +117,7 @@ class Machine:
 
     # -- start
 
-    def start(self, image: Image) -> None:
+    def start(self, image: Image, cpus: int) -> None:
         if self.pid() and self.state.get("ready"):
             say(f"machine {self.name} is running")
             return
@@ -127,7 +127,7 @@ class Machine:
             raise Failure(f"MINIRUN_VM_ACCEL is {choice!r}; it can be auto, kvm or tcg")
         try:
             if choice == "kvm" or (choice == "auto" and kvm_offered()):
-                self.boot(image, "kvm")
+                self.boot(image, "kvm", cpus)
                 if self.speaks(KVM_SILENCE):
                     self.wait_ready("kvm")
                     return
@@ -136,13 +136,13 @@ class Machine:
                     raise Failure(f"{silence}; MINIRUN_VM_ACCEL=tcg emulates")
                 say(f"{silence}: emulating instead (slow)")
                 self.stop(now=True)
-            self.boot(image, "tcg")
+            self.boot(image, "tcg", cpus)
             self.wait_ready("tcg")
         except BaseException:
             self.stop(now=True)
             raise
 
-    def boot(self, image: Image, accelerator: str) -> None:
+    def boot(self, image: Image, accelerator: str, cpus: int) -> None:
         self.make_disks(image)
         port = free_port()
         where = {"image": os.fspath(image.directory), "port": str(port)}
@@ -157,8 +157,8 @@ class Machine:
             "-pidfile", self.directory / "pid",
             "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
             "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-            "-machine", "q35,usb=off,vmport=off", *virtual_cpu, "-smp", "2", "-m", MEMORY,
-            "-kernel", image.file("vmlinuz"), "-initrd", image.file("initrd"),
+            "-machine", "q35,usb=off,vmport=off", *virtual_cpu, "-smp", str(cpus),
+            "-m", MEMORY, "-kernel", image.file("vmlinuz"), "-initrd", image.file("initrd"),
             "-append", KERNEL_COMMAND_LINE,
             *disk("root", self.directory / "root.qcow2", "qcow2"),
             *disk("spare", self.directory / "spare.img", "raw"),
