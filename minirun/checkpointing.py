@@ -34,6 +34,7 @@ def checkpoint(root: str, cid: str, images: Images) -> None:
                 "a container in the host's mount namespace cannot be checkpointed",
                 cause="its mounts are among the host's",
             )
+        _check_links(container)
         _require(images)
         group = ending.group_of(container)
         try:
@@ -45,6 +46,17 @@ def checkpoint(root: str, cid: str, images: Images) -> None:
                 group.close()
         if not images.flag("leave_running") and not images.flag("pre_dump"):
             ending.destroy(container)
+
+
+def _check_links(container: Container) -> None:
+    """Refuse mounts that would not be restored as they are. Raises MinirunError."""
+    for entry in container.spec.mounts:
+        source = os.path.join(container.saved.bundle, entry.source or "")
+        if entries.keeps_link(entry.replace(source=source), container.saved.rootfs):
+            raise MinirunError(
+                f"{entries.describe(entry)}: a mounted symbolic link cannot be checkpointed",
+                cause="criu follows links where it binds mounts again",
+            )
 
 
 def _require(images: Images) -> None:

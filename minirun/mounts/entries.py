@@ -76,7 +76,7 @@ def is_bind(entry: Mount) -> bool:
     return entry.type == "bind" or any(option in mountoptions.BIND for option in entry.options)
 
 
-def _covers_link(entry: Mount, root: str) -> bool:
+def keeps_link(entry: Mount, root: str) -> bool:
     """Whether a symbolic link is mounted, or mounted over, instead of what it leads to."""
     ends = {"src-nofollow": entry.source or "", "dest-nofollow": root + place(root, entry)}
     return any(name in entry.options and os.path.islink(path) for name, path in ends.items())
@@ -90,7 +90,7 @@ def shell_mount(entry: Mount, root: str = "/") -> str:
         return f"mount -o {quoted(','.join(['remount', *words]))} {target}"
     if "copy-symlink" in entry.options and os.path.islink(entry.source or ""):
         return f'mkdir -p "$(dirname {target})" && cp -Pn {quoted(entry.source or "")} {target}'
-    if _covers_link(entry, root):
+    if keeps_link(entry, root):
         return f"# Left out, for mount(8) follows symbolic links: {describe(entry)}"
     if "tmpcopyup" in entry.options:
         # The copy waits aside while the new mount covers where it comes from.

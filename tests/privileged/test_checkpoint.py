@@ -239,6 +239,20 @@ def test_a_dump_that_fails_harms_nothing(counter: Counter, tmp_path: Path) -> No
     counter.goes_on(counter.count)
 
 
+@pytest.mark.parametrize("options", [["src-nofollow"], ["dest-nofollow"]], ids=str)
+def test_a_mounted_link_cannot_be_checkpointed(
+    box: Box, images: Path, options: list[str]
+) -> None:
+    for link in (box.bundle / "link", box.rootfs / "vol/link"):
+        link.symlink_to("/etc/passwd")
+    box.mount("/vol/link", "link", "bind", *options)
+    box.up()
+    done = box.call("checkpoint", "--image-path", str(images), box.id)
+    assert done.code == 1
+    assert "a mounted symbolic link cannot be checkpointed" in done.err
+    assert box.state()["status"] == "running"
+
+
 @needs_criu
 def test_states_that_cannot_be_checkpointed(box: Box, images: Path) -> None:
     box.process["args"] = ["/bin/true"]
