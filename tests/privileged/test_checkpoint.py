@@ -240,9 +240,7 @@ def test_a_dump_that_fails_harms_nothing(counter: Counter, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("options", [["src-nofollow"], ["dest-nofollow"]], ids=str)
-def test_a_mounted_link_cannot_be_checkpointed(
-    box: Box, images: Path, options: list[str]
-) -> None:
+def test_a_mounted_link_cannot_be_checkpointed(box: Box, images: Path, options: list[str]) -> None:
     for link in (box.bundle / "link", box.rootfs / "vol/link"):
         link.symlink_to("/etc/passwd")
     box.mount("/vol/link", "link", "bind", *options)
