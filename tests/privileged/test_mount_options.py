@@ -172,8 +172,12 @@ def test_a_source_that_is_no_link_is_bound(box: Box) -> None:
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["", "in the root"])
-def test_a_link_is_mounted(box: Box, inside: bool) -> None:
+@pytest.mark.parametrize("user", [False, True], ids=["", "user"])
+@pytest.mark.requires("userns")
+def test_a_link_is_mounted(box: Box, inside: bool, user: bool) -> None:
     """As in crun: not what it leads to, which need not be there."""
+    if user:
+        box.user_namespace()
     link = (box.rootfs / "vol" if inside else box.place) / "link"
     link.symlink_to("/nowhere")
     box.mount("/etc/motd", str(link), "bind", "ro", "src-nofollow")
