@@ -56,7 +56,10 @@ def _filtered(setup: Setup) -> bool:
 
 
 def _may_handle(setup: Setup) -> bool:
-    """Tell whether rt_sigaction(2) is sure to be allowed; a filter that notifies is there before."""
+    """Tell whether rt_sigaction(2) is sure to be allowed.
+
+    A filter that notifies is in force already.
+    """
     profile = setup.spec.linux.seccomp
     return profile is None or _filtered(setup) or _allows(profile, "rt_sigaction")
 
