@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cri import CONTAINER, TARGET, Cri, Pod, pod
+from dockerlike import scope_of
 from engines import (
     IMAGE,
     MIB,
@@ -168,6 +170,94 @@ def cri(containerd: Containerd) -> Iterator[Cri]:
     until(ready, "the runtime and its network are ready")
     yield client
     client.channel.close()
+
+
+# What a kubelet sends for `securityContext` and `seccompProfile: {type: RuntimeDefault}`.
+CONFINED: dict[str, Any] = {
+    "run_as_user": {"value": 1000},
+    "run_as_group": {"value": 1001},
+    "supplemental_groups": [2002],
+    "readonly_rootfs": True,
+    "no_new_privs": True,
+    "capabilities": {"drop_capabilities": ["ALL"], "add_capabilities": ["NET_BIND_SERVICE"]},
+    "seccomp": {"profile_type": 0},
+    "masked_paths": ["/proc/timer_list", "/sys/firmware"],
+    "readonly_paths": ["/proc/sys"],
+}
+SLICE = "miniruncri-pod.slice"  # in its parent, as a kubelet tells it
+
+
+@pytest.fixture
+def slices() -> Iterator[None]:
+    """What a kubelet makes, and takes away: systemd makes it here as the first scope needs it."""
+    yield
+    for unit in (SLICE, "miniruncri.slice"):
+        subprocess.run(["systemctl", "stop", unit], check=True)
+
+
+@pytest.mark.usefixtures("slices")
+def test_a_pod_in_slices_of_systemd(containerd: Containerd, cri: Cri, place: Path) -> None:
+    with pod(cri, "pod", "minirun", f"/miniruncri.slice/{SLICE}", logs=str(place)) as made:
+        one = made.run("one", "sh", "-c", "echo said; exec sleep 1000", **CONFINED)
+        two = made.run("two", "sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.1; done")
+        for cid in (made.id, one, two):
+            assert is_ours(containerd.state / "runc/k8s.io", cid) or is_ours(
+                "/run/containerd/runc/k8s.io", cid
+            )
+        pids = [made.pid(cid) for cid in (one, two)]
+        for kind in ("net", "ipc", "uts", "pid"):
+            assert len({os.readlink(f"/proc/{pid}/ns/{kind}") for pid in pids}) == 1, kind
+        assert len({os.readlink(f"/proc/{pid}/ns/mnt") for pid in pids}) == 2
+        _limits_of_a_scope(cri, one, pids[0])
+        _confined(made, one, pids[0])
+        assert (place / "one.log").read_text().endswith(" stdout F said\n")
+        _ended_and_started_again(made, one, two)
+
+
+def _limits_of_a_scope(cri: Cri, cid: str, pid: int) -> None:
+    files = ("memory.max", "cpu.max", "cpu.weight")
+    assert values(pid, *files) == [str(64 * MIB), "50000 100000", "59"]
+    assert cgroup_of(pid).name == f"cri-containerd-{cid}.scope"
+    wanted = {"Slice": SLICE, "MemoryMax": str(64 * MIB), "CPUQuotaPerSecUSec": "500ms"}
+    assert scope_of(str(pid), *wanted) == {"Id": f"cri-containerd-{cid}.scope", **wanted}
+    changed = {"memory_limit_in_bytes": 80 * MIB, "cpu_quota": 100000, "cpu_period": 100000}
+    cri("UpdateContainerResources", container_id=cid, linux=changed)
+    assert values(pid, *files[:2]) == [str(80 * MIB), "100000 100000"]
+    assert scope_of(str(pid), "MemoryMax")["MemoryMax"] == str(80 * MIB)
+
+
+def _confined(made: Pod, cid: str, pid: int) -> None:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    assert status["Uid"].split()[0] == "1000" and status["Gid"].split()[0] == "1001"
+    assert status["Groups"].split() == ["1001", "2002"] or status["Groups"].split() == ["2002"]
+    assert (status["CapBnd"], status["Seccomp"], status["NoNewPrivs"]) == (f"{1024:016x}", "2", "1")
+    # Not /proc/kcore: containerd's AppArmor profile denies that one by itself.
+    code = """hostname; ip address show eth0 | grep -c 10.99.0; touch /no 2>&1 | grep -c Read-only
+    wc -c </proc/timer_list; exit 3"""
+    assert made.exec(cid, "sh", "-c", code) == ("pod\n1\n1\n0\n", 3)
+    with pytest.raises(made.cri.error, match="executable file not found"):
+        made.exec(cid, "no-such-program")
+    with pytest.raises(made.cri.error, match="timeout 2s exceeded"):
+        made.exec(cid, "sleep", "999", timeout=2)
+    until(lambda: len(values(pid, "cgroup.procs")[0].split()) == 1, "what was too slow has ended")
+
+
+def _ended_and_started_again(made: Pod, one: str, two: str) -> None:
+    """A kubelet starts the same container anew as its next attempt; the other goes by itself."""
+    made.cri("StopContainer", container_id=one, timeout=0)
+    assert made.ended(one) == (True, 137)
+    again = made.run("one", "sh", "-c", "echo said again; exec sleep 1000", attempt=1)
+    made.cri("RemoveContainer", container_id=one)
+    stats = made.cri("ListPodSandboxStats", filter={"id": made.id}).stats
+    told = {one.attributes.id for pod in stats for one in pod.linux.containers}
+    assert told == {again, two}
+    assert all(pod.linux.memory.working_set_bytes.value > 0 for pod in stats)
+    made.cri("StopContainer", container_id=two, timeout=30)
+    assert made.ended(two) == (True, 7)
+    assert made.ended(again)[0] is False
+    made.cri("RemoveContainer", container_id=two)
+    assert [found.id for found in made.cri("ListContainers").containers] == [again]
 
 
 def test_a_pod_with_cgroups_in_files_and_a_debugger(cri: Cri) -> None:
