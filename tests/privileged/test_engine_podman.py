@@ -156,22 +156,38 @@ def test_a_healthcheck_is_an_exec(podman: Engine) -> None:
         assert podman.call("healthcheck", "run", cid).returncode == 0
 
 
-COUNT = "sh -c i=0; while :; do i=$((i + 1)); echo $i; sleep 0.1; done"
+# Each line tells which process counts: one that began anew would have another word.
+COUNT = (
+    "sh -c u=$(cat /proc/sys/kernel/random/uuid); i=0; "
+    "while :; do i=$((i + 1)); echo $u $i; sleep 0.1; done"
+)
 
 
-def test_a_checkpoint_goes_on(podman: Engine) -> None:
-    def counted(cid: str) -> list[int]:
-        return [int(line) for line in podman("logs", cid).split()]
+def test_a_checkpoint_goes_on_here_and_elsewhere(podman: Engine, place: Path) -> None:
+    saved = str(place / "saved.tar.gz")
+
+    def counted(cid: str) -> list[str]:
+        return podman("logs", cid).splitlines()
 
     with running(podman, *dockerlike.LIMITS, command=COUNT) as cid:
         until(lambda: len(counted(cid)) > 3, "it counts")
-        podman("container", "checkpoint", "--keep", cid)
+        podman("container", "checkpoint", "--keep", "--export", saved, cid)
         assert inspect(podman, cid, ".State.Status") == "exited"
-        former = counted(cid)
+        former = len(counted(cid))
+        wanted = [f"{counted(cid)[0].split()[0]} {number + 1}" for number in range(former + 1)]
         podman("container", "restore", cid)
-        until(lambda: len(counted(cid)) > len(former) + 2, "it counts on")
-        assert counted(cid)[: len(former) + 1] == list(range(1, len(former) + 2))
+        until(lambda: len(counted(cid)) > former + 2, "it counts on")
+        assert counted(cid)[: former + 1] == wanted
         dockerlike.limits_are(pid_of(podman, cid))
+    # With its log, which podman exports too.
+    cid = podman("container", "restore", "--import", saved, "--name", "elsewhere")
+    try:
+        until(lambda: len(counted(cid)) > former + 2, "it counts elsewhere")
+        assert counted(cid)[: former + 1] == wanted
+        assert is_ours("/run/minirun", cid)
+        assert podman("exec", cid, "echo", "in") == "in"
+    finally:
+        podman(*podman.remove, cid)
 
 
 def test_two_containers_of_a_pod_share_what_it_has(engines: Podman) -> None:
@@ -301,5 +317,21 @@ def user(engines: Podman) -> Iterator[Engine]:
 
 
 def test_an_ordinary_user(user: Engine) -> None:
-    told = user("run", "--rm", *QUIET, IMAGE, "sh", "-c", "id -u; cat /proc/self/uid_map")
-    assert told.split() == ["0", "0", "1000", "1", "1", "100000", "65536"]
+    look = "id -u; cat /proc/self/uid_map; ip -o address show tap0 | grep -c 10.0.2.100"
+    told = user("run", "--rm", "--network", "slirp4netns", IMAGE, "sh", "-c", look).split()
+    assert told == ["0", "0", "1000", "1", "1", "100000", "65536", "1"]
+    with running(user, *dockerlike.LIMITS, "--userns", "keep-id") as cid:
+        pid = pid_of(user, cid)
+        assert "/user@1000.service/" in str(cgroup_of(pid))
+        dockerlike.limits_are(pid)
+        assert user("exec", cid, "id", "-u") == "1000"
+        assert Path(f"/proc/{pid}").stat().st_uid == 1000
+        dockerlike.pause_and_unpause(user, cid)
+    _without_systemd(user.with_words("--cgroup-manager", "cgroupfs"))
+
+
+def _without_systemd(user: Engine) -> None:
+    cid = user("run", "--detach", "--network", "host", IMAGE, "sleep", "1000")
+    assert user("exec", cid, "cat", "/proc/self/uid_map").split()[1] == "1000"
+    told = Path(f"/proc/{pid_of(user, cid)}/ns/net").readlink()
+    assert told == Path("/proc/self/ns/net").readlink()
