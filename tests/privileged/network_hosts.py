@@ -67,6 +67,8 @@ class Namespace:
         self._servers: list[subprocess.Popen[str]] = []
         for _ in range(500):
             if os.stat(f"/proc/{self.pid}/ns/net").st_ino != MACHINE and self._comm() == "sleep":
+                # A new namespace has the machine's setting, which Docker, for one, has changed.
+                self.run("sysctl", "-qw", "net.ipv4.ip_forward=0")
                 return
             time.sleep(0.01)
         raise AssertionError("no namespace was made")
