@@ -153,7 +153,7 @@ reap() {
     local below
     [ "$(ps -o ppid= -p "$1" | tr -d ' ')" = "$$" ] || return 0
     below=$(pgrep --parent "$1") || : # those die with it, by --kill-child
-    kill -KILL "$1"
+    kill -KILL "$1" 2>/dev/null || : # it may end by itself at this moment
     for pid in "$1" $below; do await gone "$pid"; done
 }
 
@@ -176,8 +176,10 @@ scratch() {
     undo rm -rf --one-file-system "$scratch"
 }
 
-# cgroup_tree: where cgroup version 2 is mounted, in $tree. The first such mount, where there are several.
+# cgroup_tree: where cgroup version 2 is mounted, in $tree. The usual place first: findmnt lists hidden mounts too.
 cgroup_tree() {
+    tree=/sys/fs/cgroup
+    [ "$(stat --file-system --format=%T "$tree" 2>/dev/null)" != cgroup2fs ] || return 0
     tree=$(findmnt --noheadings --first-only --types cgroup2 --output TARGET) ||
         lacks "a mounted cgroup v2 hierarchy" "sudo mount -t cgroup2 none /sys/fs/cgroup"
 }
