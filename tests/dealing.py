@@ -56,7 +56,8 @@ SECONDS: dict[str, float] = {
 }
 OTHERS = 1.0
 
-# Some of their tests want two CPUs, which the first machine alone has. It is slower for them.
+# Some of their tests want two CPUs, which the first machine alone has. For any test two emulated
+# CPUs take this many times as long as one.
 FIRST = ("test_differential", "test_scheduling")
 SLOWER = 1.35
 

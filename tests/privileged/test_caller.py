@@ -154,7 +154,8 @@ TOO_LOW: dict[str, tuple[int, int]] = {
     "little memory": (resource.RLIMIT_AS, 24 << 20),
     "hardly memory": (resource.RLIMIT_AS, 14 << 20),
     "little data": (resource.RLIMIT_DATA, 6 << 20),  # without care CPython 3.11 hangs
-    "hardly data": (resource.RLIMIT_DATA, 5 << 20),
+    "less data": (resource.RLIMIT_DATA, 5 << 20),
+    "hardly data": (resource.RLIMIT_DATA, 4 << 20),
 }
 
 

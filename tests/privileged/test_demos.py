@@ -132,6 +132,20 @@ def test_it_is_as_the_lesson_tells(name: str, environment: dict[str, str]) -> No
     assert traces() == before
 
 
+def test_a_mount_of_cgroups_that_another_hides_is_not_taken(environment: dict[str, str]) -> None:
+    """As where version 2 was mounted over the mixture of a machine."""
+    hide = (
+        "umount --recursive --lazy /sys/fs/cgroup && mount -t tmpfs tmpfs /sys/fs/cgroup && "
+        "mkdir /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified && "
+        'mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$0"'
+    )
+    script = str(CHECKOUT / "scripts/demo-inspect")
+    apart = ("unshare", "--mount", "--propagation", "private", "sh", "-c", hide, script)
+    done = run(*apart, environment=environment)
+    assert done.returncode == 0, done.stdout
+    assert "$ cat /sys/fs/cgroup/minirun/" in done.stdout
+
+
 def test_every_lesson_is_tried() -> None:
     found = {path.name.removeprefix("demo-") for path in (CHECKOUT / "scripts").glob("demo-*")}
     assert found == set(AFTER)
