@@ -545,12 +545,12 @@ def test_a_tree_with_a_mount_in_it_is_not_removed_through(data: Path, tmp_path: 
 def test_an_overlay_of_it_runs_its_programs(data: Path, tmp_path: Path) -> None:
     order = install.Order(str(data), "busybox")
     made = busybox.build(order)
-    for name in ("upper", "work", "mnt"):
+    for name in ("tmpfs", "mnt"):
         (tmp_path / name).mkdir()
     script = (
-        f"mount -t tmpfs none {tmp_path}/work && mkdir {tmp_path}/work/u {tmp_path}/work/w && "
-        f"mount -t overlay -o lowerdir={made.path},upperdir={tmp_path}/work/u,"
-        f"workdir={tmp_path}/work/w none {tmp_path}/mnt && exec chroot {tmp_path}/mnt "
+        f"mount -t tmpfs none {tmp_path}/tmpfs && mkdir {tmp_path}/tmpfs/u {tmp_path}/tmpfs/w && "
+        f"mount -t overlay -o lowerdir={made.path},upperdir={tmp_path}/tmpfs/u,"
+        f"workdir={tmp_path}/tmpfs/w none {tmp_path}/mnt && exec chroot {tmp_path}/mnt "
         "/bin/sh -c 'echo new > /etc/hostname; cat /etc/hostname; exec id -u'"
     )
     done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, check=False)
