@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 pytest.register_assert_rewrite("dockerlike")
 
 CGROUP = "/sys/fs/cgroup"
-_PATIENCE = 3.0  # seconds
+_PATIENCE = 20.0  # seconds
 _CASES = 1  # of a parametrised test in the VM
 
 

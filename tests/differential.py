@@ -18,7 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bundles import CALLS, placed
-from runtime import Done, Report, call, make_rootfs, read, reap_orphans, report_of, until, wait_for
+from runtime import (
+    LIMIT,
+    Done,
+    Report,
+    call,
+    make_rootfs,
+    read,
+    reap_orphans,
+    report_of,
+    until,
+    wait_for,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -201,7 +212,7 @@ class Runner:
         self._limits(pid)
         self._call("start", "start", ID)
         with contextlib.suppress(ProcessLookupError):
-            wait_for(pid, 20)
+            wait_for(pid, LIMIT)
         until(lambda: self._status() in ("stopped", ""))
         self._state("stopped")
         self._report("", read(self.place / "out"))

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 CGROUPS = "/sys/fs/cgroup"
-PATIENCE = 5.0  # seconds for what was killed to be gone
+PATIENCE = 20.0  # seconds for what was killed to be gone
 
 
 def main() -> None:

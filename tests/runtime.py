@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 CHECKOUT = Path(__file__).resolve().parent.parent
 INSIDE = Path(__file__).resolve().parent / "inside"
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-LIMIT = 20  # seconds for any command; a healthy one takes a fraction of one
+# Seconds for whatever has to come: a command's end, a line. A healthy one takes a fraction of one;
+# an emulated machine whose host is busy, several. Less than what tests make hang takes (a minute).
+LIMIT = 40
 _LISTED = """cat chmod dd dmesg echo env false grep head hostname id kill ln ls mkdir mknod mount mv
 ps readlink rm sh sleep stat touch true tty umount uname wc"""
 APPLETS = tuple(_LISTED.split())
@@ -351,7 +353,7 @@ class Box:
 
     def up(self, *flags: str) -> int:
         """Create and start a container that sleeps; return its process ID."""
-        self.process["args"] = ["/bin/sleep", "60"]
+        self.process["args"] = ["/bin/sleep", "600"]
         self.create(*flags)
         self.start()
         return self.pid
@@ -459,7 +461,21 @@ def runc_apart(bundle: Path, cid: str) -> Done:
     return call(["unshare", "-m", "sh", "-c", script, "sh", cid], limit=60, cwd=bundle)
 
 
-def wait_for(pid: int, limit: float) -> None:
+@contextlib.contextmanager
+def started(words: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Run a command beside the block, and wait for its end; a block that fails kills it.
+
+    For `with Popen(…)` alone waits for it without end then.
+    """
+    with subprocess.Popen(words, **options) as process:
+        try:
+            yield process
+            process.wait(LIMIT)
+        finally:
+            process.kill()
+
+
+def wait_for(pid: int, limit: float = LIMIT) -> None:
     """Wait for a process's end. Raises TimeoutError."""
     fd = os.pidfd_open(pid)
     try:
@@ -509,7 +525,7 @@ def good(done: Done) -> Done:
     return done
 
 
-def until(condition: Callable[[], Any], limit: float = 5) -> Any:
+def until(condition: Callable[[], Any], limit: float = LIMIT) -> Any:
     """Wait until `condition` is true; return what it said."""
     end = time.monotonic() + limit
     while not (found := condition()):
@@ -519,14 +535,14 @@ def until(condition: Callable[[], Any], limit: float = 5) -> Any:
     return found
 
 
-def next_line(stream: Any, limit: float = 5) -> bytes:
+def next_line(stream: Any, limit: float = LIMIT) -> bytes:
     """Read a line from a pipe that somebody may never write to."""
     assert select.select([stream], [], [], limit)[0], "no line came"
     line: bytes = stream.readline()
     return line
 
 
-def read_until(master: int, mark: bytes, limit: float = 5) -> bytes:
+def read_until(master: int, mark: bytes, limit: float = LIMIT) -> bytes:
     """Read from a terminal up to and with a mark."""
     text, end = b"", time.monotonic() + limit
     while mark not in text:

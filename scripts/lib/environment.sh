@@ -28,7 +28,7 @@ wheelhouse() {
     (
         flock 9
         "$checkout/scripts/install" --make-wheelhouse "$cached" --for "$1" --with 'pytest>=7.2' \
-            --with 'hypothesis>=6.67' --with 'container-runtime-interface-api>=2' && cp -r "$cached" "$2"
+            --with 'pytest-timeout>=2.1' --with 'hypothesis>=6.67' --with 'container-runtime-interface-api>=2' && cp -r "$cached" "$2"
     ) 9>"$cached.lock"
 }
 

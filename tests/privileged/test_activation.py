@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runtime import LIMIT, Done, call, capabilities, good, host_same, report_of, until
+from runtime import LIMIT, Done, call, capabilities, good, host_same, report_of, started, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +86,7 @@ def test_a_socket_that_is_not_there_is_refused(box: Box) -> None:
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
         made.bind(str(tmp_path / "manager"))
-        made.settimeout(5)
+        made.settimeout(LIMIT)
         yield made
 
 
@@ -109,7 +109,7 @@ def test_readiness_reaches_the_manager(box: Box, manager: socket.socket) -> None
     options = notifying(box, manager)
     box.write()
     words = box.words("run", "--bundle", str(box.bundle), box.id)
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL, **options) as process:
+    with started(words, stdin=subprocess.DEVNULL, **options) as process:
         assert told(manager) == "READY=1\nSTATUS=up"
         assert told(manager) == f"MAINPID={process.pid}"
         good(box.call("kill", box.id, "KILL"))
@@ -125,7 +125,7 @@ def test_the_runtime_waits_for_readiness(box: Box, manager: socket.socket, detac
     else:
         box.create(**options)
         words = box.words("start", box.id)
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL, **options) as process:
+    with started(words, stdin=subprocess.DEVNULL, **options) as process:
         assert told(manager) == "READY=1\nSTATUS=up"
         assert told(manager) == f"MAINPID={box.pid}"
         assert process.poll() is None  # until the manager has read the barrier
@@ -147,7 +147,7 @@ def test_a_container_says_no_more_than_that_it_is_ready(box: Box, manager: socke
     """What the runtime passes on is root's word: MAINPID would name any process of the host."""
     options = notifying(box, manager, *HOSTILE)
     box.create(**options)
-    with subprocess.Popen(box.words("start", box.id), stdin=subprocess.DEVNULL, **options) as start:
+    with started(box.words("start", box.id), stdin=subprocess.DEVNULL, **options) as start:
         assert told(manager) == "READY=1\nSTATUS=up"
         assert told(manager) == f"MAINPID={box.pid}"
         assert told(manager) == "BARRIER=1 and a descriptor"
@@ -158,7 +158,7 @@ def test_a_container_does_not_keep_the_manager_busy(box: Box, manager: socket.so
     options = notifying(box, manager, *["READY=1"] * 20)
     box.write()
     words = box.words("run", "--bundle", str(box.bundle), box.id)
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL, **options) as process:
+    with started(words, stdin=subprocess.DEVNULL, **options) as process:
         assert [told(manager), told(manager)] == ["READY=1", f"MAINPID={process.pid}"]
         good(box.call("kill", box.id, "KILL"))
         assert process.wait(LIMIT) == 137
@@ -200,7 +200,7 @@ def test_what_a_container_leaves_there_is_removed(
     with host_same(canary):
         box.create(**options)
         words = box.words("start", box.id)
-        with subprocess.Popen(words, stdin=subprocess.DEVNULL, **options) as start:
+        with started(words, stdin=subprocess.DEVNULL, **options) as start:
             until((box.rootfs / "vol/done").exists)
             assert (box.root / box.id / "notify/a/b/c").is_dir()
             good(box.delete("--force"))

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from runtime import LIMIT
 
 from minirun.cgroups import cgroupfs, group, limits, stats
 from minirun.cgroups.cgroupfs import create, discard
@@ -67,7 +68,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(["sleep", "1000"])
     yield process
     process.kill()
-    process.wait()
+    process.wait(LIMIT)
 
 
 def at(path: str) -> Path:
@@ -217,7 +218,7 @@ def test_freeze_and_thaw(tree: Hierarchy, top: str) -> None:
             process.wait(0.2)
         made.thaw()
         assert "frozen 0" in events(f"{top}/a")
-        assert process.wait(30) == 7
+        assert process.wait(LIMIT) == 7
 
 
 def test_what_does_not_freeze_is_thawed_again(
@@ -266,7 +267,7 @@ def test_kill_ends_all_that_is_below(
             made.freeze()
         made.kill()
         assert "populated 0" in events(f"{top}/a")
-        assert first.wait() == second.wait() == -signal.SIGKILL
+        assert first.wait(LIMIT) == second.wait(LIMIT) == -signal.SIGKILL
 
 
 def test_what_survives_is_told(
@@ -286,7 +287,7 @@ def test_a_signal_reaches_all_and_none_stays_frozen(tree: Hierarchy, top: str) -
         for process, where in zip(processes, (made, made, below), strict=True):
             where.add(process.pid)
         made.signal(signal.SIGTERM)
-        assert [process.wait(30) for process in processes] == [-signal.SIGTERM] * 3
+        assert [process.wait(LIMIT) for process in processes] == [-signal.SIGTERM] * 3
         assert (at(f"{top}/a") / "cgroup.freeze").read_text() == "0\n"
 
 
@@ -311,7 +312,7 @@ def test_a_deep_tree_is_seen_killed_and_removed(tree: Hierarchy, top: str) -> No
             with pytest.raises(StateError, match="not empty: 1 process"):
                 create(tree, f"{top}/a")
             made.kill()
-            assert process.wait() == -signal.SIGKILL
+            assert process.wait(LIMIT) == -signal.SIGKILL
             made.remove()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

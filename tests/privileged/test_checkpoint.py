@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from runtime import good, read, read_until, until
+from runtime import LIMIT, good, read, read_until, started, until
 from test_terminal import created, listening, receive
 
 if TYPE_CHECKING:
@@ -133,14 +133,15 @@ def test_the_streams_are_those_of_restore(box: Box, images: Path) -> None:
     box.write()
     words = box.words("run", "--bundle", str(box.bundle), box.id)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(words, text=True, **pipes) as first:  # type: ignore[call-overload]
+    with started(words, text=True, **pipes) as first:
+        assert first.stdout is not None
         assert first.stdout.readline() == "begin\n"
         good(box.call("checkpoint", "--image-path", str(images), box.id))
-        first.wait(20)
+        first.wait(LIMIT)
     options = ["--bundle", str(box.bundle), "--image-path", str(images)]
     words = box.words("restore", *options, box.id)
-    with subprocess.Popen(words, text=True, **pipes) as second:  # type: ignore[call-overload]
-        out, err = second.communicate("again\n", 20)
+    with started(words, text=True, **pipes) as second:
+        out, err = second.communicate("again\n", LIMIT)
     assert (second.returncode, out, err) == (7, "again\n", "")
     assert box.left() == []
 
@@ -196,7 +197,7 @@ def test_hooks_make_the_network_again(counter: Counter, tmp_path: Path) -> None:
 
 @needs_criu
 def test_a_network_namespace_that_was_joined(counter: Counter) -> None:
-    with subprocess.Popen(["unshare", "-n", "sleep", "60"]) as holder:
+    with started(["unshare", "-n", "sleep", "60"]) as holder:
         theirs = f"/proc/{holder.pid}/ns/net"
         until(lambda: os.stat(theirs).st_ino != os.stat("/proc/self/ns/net").st_ino)
         counter.box.namespace("network", theirs)

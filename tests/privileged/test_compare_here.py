@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import psutil
 import pytest
-from runtime import call, command
+from runtime import call, command, started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,7 +109,7 @@ def test_nothing_is_left_when_it_is_stopped(
     stage: str, number: signal.Signals, data: dict[str, str]
 ) -> None:
     before = set(left(data))
-    with subprocess.Popen(
+    with started(
         words(), env=data, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
         assert process.stderr is not None
@@ -124,7 +124,7 @@ def test_nothing_is_left_when_it_is_stopped(
 def test_a_machine_ends_with_the_one_who_measures(data: dict[str, str]) -> None:
     """SIGKILL cannot be caught; the kernel then ends QEMU (PR_SET_PDEATHSIG)."""
     before = set(machines())
-    with subprocess.Popen(
+    with started(
         words(), env=data, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
         assert process.stderr is not None

@@ -254,7 +254,7 @@ def test_the_hosts_program_cannot_be_overwritten(box: Box, program: str, hook: b
         box.config["hooks"] = {"startContainer": [{"path": "/bin/true"}]}
     box.process["args"] = [program]
     with host_same(*of_the_host(box)):
-        done = box.run(limit=10)
+        done = box.run()
     assert '"written":15' not in done.out
 
 
@@ -263,7 +263,7 @@ def test_nor_by_exec(box: Box, program: str) -> None:
     make_hostile_loader(box)
     box.up()
     with host_same(*of_the_host(box)):
-        done = box.exec(program, limit=10)
+        done = box.exec(program)
     assert '"written":15' not in done.out
 
 

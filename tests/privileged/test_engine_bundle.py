@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runtime import until
+from runtime import LIMIT, until
 
 from minirun import options
 from minirun.cgroups.hierarchy import MOUNT_POINT, hierarchy
@@ -164,7 +164,7 @@ def test_a_network_namespace_can_be_joined(tree: Path, runtime: str) -> None:
         assert found["net"] == os.readlink(path)
     finally:
         holder.kill()
-        holder.wait()
+        holder.wait(LIMIT)
 
 
 def test_the_hosts_namespace_is_an_option(tree: Path, data: Path) -> None:

@@ -166,7 +166,7 @@ def test_advice_is_for_a_terminal(box: Box) -> None:
     words = box.words("run", "--bundle", str(box.bundle), box.id)
     with in_a_terminal(words) as (master, process):
         assert b"fix: " in read_until(master, b"fix: ")
-        process.wait(5)
+        process.wait(LIMIT)
 
 
 def test_what_a_container_says_does_not_act_on_the_terminal(box: Box) -> None:
@@ -186,7 +186,7 @@ def test_a_log_that_cannot_be_written(box: Box, kind: str) -> None:
         os.mkfifo(path)
     else:
         path = path / "x"
-    done = box.call("--log", str(path), "state", box.id, limit=8)
+    done = box.call("--log", str(path), "state", box.id)
     assert done.code == 1
     assert "log" in done.err
 

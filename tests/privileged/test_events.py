@@ -8,7 +8,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runtime import good, until
+from runtime import LIMIT, good, started, until
 
 if TYPE_CHECKING:
     from runtime import Box
@@ -46,25 +46,25 @@ def test_a_container_that_does_not_run(box: Box) -> None:
 def test_the_stream_ends_with_the_container(box: Box) -> None:
     box.up()
     words = box.words("events", "--interval", "50ms", box.id)
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as events:
+    with started(words, stdout=subprocess.PIPE, text=True) as events:
         assert events.stdout is not None
         first = json.loads(events.stdout.readline())
         second = json.loads(events.stdout.readline())
         assert first["type"] == second["type"] == "stats"
         good(box.call("kill", box.id, "KILL"))
         rest = events.stdout.read()
-        assert events.wait(20) == 0
+        assert events.wait(LIMIT) == 0
     assert all(json.loads(line)["type"] == "stats" for line in rest.splitlines())
 
 
 def test_ctrl_c_ends_the_stream_alone(box: Box) -> None:
     box.up()
     words = box.words("events", "--interval", "20ms", box.id)
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as events:
+    with started(words, stdout=subprocess.PIPE, text=True) as events:
         assert events.stdout is not None
         events.stdout.readline()
         events.send_signal(signal.SIGINT)
-        assert events.wait(20) == 130
+        assert events.wait(LIMIT) == 130
     assert box.state()["status"] == "running"
 
 
@@ -81,7 +81,7 @@ def test_a_process_killed_for_want_of_memory(box: Box) -> None:
     box.linux["resources"] = {"memory": {"limit": 64 << 20, "swap": 64 << 20}}
     box.up()
     words = box.words("events", "--interval", "100ms", box.id)
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as events:
+    with started(words, stdout=subprocess.PIPE, text=True) as events:
         assert events.stdout is not None
         events.stdout.readline()  # it watches now
         box.exec("/bin/sh", "-c", "dd if=/dev/zero of=/dev/null bs=200M count=1")
@@ -89,7 +89,7 @@ def test_a_process_killed_for_want_of_memory(box: Box) -> None:
         assert any(json.loads(events.stdout.readline()) == killed for _ in range(300))
         good(box.call("kill", box.id, "KILL"))
         events.stdout.read()
-        assert events.wait(20) == 0
+        assert events.wait(LIMIT) == 0
     until(lambda: box.state()["status"] == "stopped")
 
 

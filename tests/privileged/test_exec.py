@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from runtime import (
+    LIMIT,
     Report,
     alive,
     capabilities,
@@ -19,6 +20,7 @@ from runtime import (
     next_line,
     read,
     report_of,
+    started,
     traced,
     until,
     zombies,
@@ -290,7 +292,7 @@ def test_streams(box: Box) -> None:
     box.up()
     done = subprocess.run(
         box.words("exec", box.id, "/bin/sh", "-c", "cat; echo error >&2"),
-        input="through", capture_output=True, text=True, check=True, timeout=20,
+        input="through", capture_output=True, text=True, check=True, timeout=LIMIT,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("through", "error\n")
 
@@ -300,12 +302,12 @@ def test_signals_are_forwarded(box: Box, name: str) -> None:
     box.up()
     script = f"trap 'exit 3' {name}; echo ready; while :; do sleep 0.02; done"
     words = box.words("exec", box.id, "/bin/sh", "-c", script)
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as running:
+    with started(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as running:
         try:
             assert running.stdout is not None
             assert next_line(running.stdout) == b"ready\n"
             running.send_signal(getattr(signal, f"SIG{name}"))
-            assert running.wait(5) == 3
+            assert running.wait(LIMIT) == 3
         finally:
             running.kill()
 
@@ -313,11 +315,11 @@ def test_signals_are_forwarded(box: Box, name: str) -> None:
 def test_the_end_of_the_container_is_the_end_of_exec(box: Box) -> None:
     box.up()
     words = box.words("exec", box.id, "/bin/sh", "-c", "touch /there; sleep 60")
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL) as running:
+    with started(words, stdout=subprocess.DEVNULL) as running:
         try:
             until((box.rootfs / "there").exists)
             good(box.call("kill", box.id, "KILL"))
-            assert running.wait(5) == 128 + signal.SIGKILL
+            assert running.wait(LIMIT) == 128 + signal.SIGKILL
         finally:
             running.kill()
 
@@ -370,11 +372,11 @@ def test_a_container_that_stops_what_enters_it_can_be_deleted(box: Box) -> None:
     box.process["args"] = ["/bin/sh", "-c", STOPPER.replace("MARK", mark)]
     box.create()
     box.start()
-    words = traced(box.words("exec", box.id, "/bin/true"), "inject=setns:delay_enter=1000000")
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+    words = traced(box.words("exec", box.id, "/bin/true"), "inject=setns:delay_enter=10000000")
+    with started(words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         until((box.rootfs / "vol/stopped").exists)
         good(box.delete("--force"))
-        assert running.wait(10) != 0
+        assert running.wait(LIMIT) != 0
     assert box.left() == []
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from runtime import (
+    LIMIT,
     PATH,
     Report,
     capabilities,
@@ -141,7 +142,7 @@ def words_into(box: Box) -> list[str]:
 def told(box: Box) -> Report:
     """Wait for the report that a container of which no output comes has written."""
     path = box.rootfs / "tmp/report"
-    return report_of(until(lambda: path.exists() and read(path).endswith("}\n") and read(path), 20))
+    return report_of(until(lambda: path.exists() and read(path).endswith("}\n") and read(path)))
 
 
 def by_run(box: Box) -> Report:
@@ -168,7 +169,7 @@ def in_terminal(box: Box, *words: str) -> Report:
         drain = threading.Thread(target=_drain, args=(master,), daemon=True)
         drain.start()
         found = told(box)
-        process.wait(20)
+        process.wait(LIMIT)
     drain.join(5)
     return found
 

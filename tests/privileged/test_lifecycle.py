@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from runtime import alive, call, cgroup_of, good, next_line, read, until
+from runtime import LIMIT, alive, call, cgroup_of, good, next_line, read, started, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,13 +75,13 @@ def test_run_forwards_signals(box: Box, name: str) -> None:
     box.process["args"] = ["/bin/sh", "-c", script]
     box.write()
     words = box.words("run", "--bundle", str(box.bundle), box.id)
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as running:
+    with started(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as running:
         try:
             assert running.stdout is not None
             assert next_line(running.stdout) == b"ready\n"
             running.send_signal(getattr(signal, f"SIG{name}"))
             assert next_line(running.stdout) == b"got\n"
-            assert running.wait(5) == 3
+            assert running.wait(LIMIT) == 3
         finally:
             running.kill()
 
@@ -302,12 +302,12 @@ def test_exec_that_waits_for_a_paused_container(box: Box) -> None:
     box.up()
     good(box.call("pause", box.id))
     words = box.words("exec", "--ignore-paused", box.id, "/bin/echo", "awake")
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    with started(words, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             assert not select.select([process.stdout], [], [], 0.5)[0]
             good(box.call("resume", box.id))
-            assert process.communicate(timeout=10)[0] == "awake\n"
+            assert process.communicate(timeout=LIMIT)[0] == "awake\n"
         finally:
             process.kill()
 

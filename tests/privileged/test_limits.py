@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runtime import LIMIT, started
 
 from minirun import blockdev
 from minirun.cgroups import limits, stats
@@ -192,12 +193,12 @@ def test_a_disk_is_throttled(tree: Hierarchy, top: str, tmp_path: Path) -> None:
     ) as made:
         assert text(f"{top}/a", "io.max") == f"{disk} rbps=max wbps={MIB} riops=100 wiops=max"
         file = tmp_path / "written"
-        with subprocess.Popen(
+        with started(
             ["dd", "if=/dev/zero", f"of={file}", "bs=1M", "count=3", "oflag=direct"],
             stderr=subprocess.PIPE,
-            preexec_fn=lambda: made.add(os.getpid()),  # noqa: PLW1509
+            preexec_fn=lambda: made.add(os.getpid()),
         ) as process:
-            assert process.wait() == 0
+            assert process.wait(LIMIT) == 0
         assert stats.summary(made)["io"]["written"] >= 3 * MIB
         assert stats.pressure(text(f"{top}/a", "io.pressure")) is not None
 
@@ -246,7 +247,7 @@ def test_processes_in_an_inner_group_are_named(tree: Hierarchy, top: str) -> Non
         assert text(f"{top}/a", "cgroup.type") == "domain"
     finally:
         stranger.kill()
-        stranger.wait()
+        stranger.wait(LIMIT)
 
 
 def test_the_level_where_a_controller_stops_is_named(tree: Hierarchy, top: str) -> None:

@@ -474,7 +474,7 @@ def test_a_hostile_dev(box: Box, canary: Path, shape: str, mounted: bool, extra:
         tun = {"path": "/dev/net/tun", "type": "c", "major": 10, "minor": 200}
         box.linux["devices"] = [tun]
     with host_same(canary, "/dev/null", "/dev/zero", "/dev/tty"):
-        done = box.confined(limit=8)
+        done = box.confined()
     if done.code == 0:
         check_nodes(box)
 
@@ -491,7 +491,7 @@ def test_a_hostile_dev_between_create_and_start(box: Box, canary: Path, shape: s
     box.unmount("/dev")
     box.write()
     with host_same(canary):
-        if box.call("create", "--bundle", str(box.bundle), box.id, limit=8).code == 0:
+        if box.call("create", "--bundle", str(box.bundle), box.id).code == 0:
             box.start()
             box.delete("--force")
 
@@ -550,7 +550,7 @@ def test_a_link_where_proc_belongs(box: Box, canary: Path, name: str, shape: str
     }  # fmt: skip
     replace(box.rootfs / name, "link" if shape in targets else shape, targets.get(shape, ""))
     with host_same(canary):
-        box.refused(f"/{name}", limit=8)
+        box.refused(f"/{name}")
 
 
 def test_a_link_above_where_proc_belongs(box: Box, canary: Path) -> None:
@@ -644,7 +644,7 @@ def test_links_on_the_way_stay_inside(box: Box, canary: Path, target: str) -> No
 def test_odd_mount_points(box: Box, make: Any, destination: str) -> None:
     make(box.rootfs)
     box.mount(destination, "tmpfs", kind="tmpfs")
-    box.confined(limit=8)
+    box.confined()
     assert not os.path.lexists("/y")
 
 

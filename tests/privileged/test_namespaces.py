@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runtime import good, host_same, read, until
+from runtime import LIMIT, good, host_same, read, started, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,14 +34,14 @@ def own(kind: str, pid: int | str = "self") -> str:
 def holder(kind: str) -> Iterator[int]:
     """A process in a namespace of its own, to be joined by path; it gives its process ID."""
     words = ["unshare", OPTIONS.get(kind, f"--{kind}"), "--fork", "sleep", "60"]
-    with subprocess.Popen(words) as parent:
+    with started(words) as parent:
         child = until(lambda: read(f"/proc/{parent.pid}/task/{parent.pid}/children").split())[0]
         try:
             until(lambda: read(f"/proc/{child}/comm") == "sleep\n")
             yield int(child)
         finally:
             os.kill(int(child), signal.SIGKILL)  # unshare then ends as well
-            parent.wait(5)
+            parent.wait(LIMIT)
 
 
 # ---------------------------------------------------------------- made, or the host's
@@ -141,7 +140,7 @@ def test_what_cannot_be_joined(box: Box, what: str) -> None:
         odd.symlink_to("/dev/zero")
     box.namespace("network", "/proc/self/ns/uts" if what == "another kind" else str(odd))
     box.unmount("/sys")
-    box.refused("odd", "/proc/self/ns/uts", limit=8)
+    box.refused("odd", "/proc/self/ns/uts")
 
 
 def test_a_kind_stands_once(box: Box) -> None:

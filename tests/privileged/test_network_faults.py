@@ -14,6 +14,7 @@ from pathlib import Path
 import network_hosts
 import pytest
 from network_hosts import ENVIRONMENT, HOOK, ROOT, Container, Host
+from runtime import LIMIT
 
 from minirun.network import address
 from minirun.network.plan import Request, files, hooks, parse_publish
@@ -159,7 +160,7 @@ def test_every_runtime_gives_the_same_network(host: Host, runtime: tuple[str, ..
         answer = host.ask("127.0.0.1", 8080)
     assert "10.42.0.2\\tweb\\n" in answer
     assert "'nameserver 192.0.2.53\\n" in answer and "'web\\n'" in answer
-    assert running.communicate(timeout=30)[1] == ""
+    assert running.communicate(timeout=LIMIT)[1] == ""
     assert running.returncode == 0
     host.assert_as_before()
 

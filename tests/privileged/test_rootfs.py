@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runtime import LIMIT, started
 
 from minirun.errors import MinirunError
 from minirun.remove import remove_tree
@@ -345,13 +346,13 @@ def test_people_see_progress_and_the_advice_programs_do_not(
         (["--sha256", "0" * 64], 1, [b"already exists", b"fix: ", b"--replace"]),
     ]:
         ours, theirs = os.openpty()
-        with subprocess.Popen(
+        with started(
             [*arguments, *tail], stderr=theirs, stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(PROJECT), "TERM": "xterm", "COLUMNS": "80"},
         ) as process:  # fmt: skip
             os.close(theirs)
             seen = read_terminal(ours)
-            assert process.wait(30) == status
+            assert process.wait(LIMIT) == status
         os.close(ours)
         assert all(word in seen for word in words), seen
     quiet = run(data, "pull", "alpine", "--mirror", mirror.url, "-q")
@@ -383,7 +384,7 @@ def stuck(mirror: Mirror, tarball: bytes) -> Iterator[threading.Event]:
         request.wfile.write(tarball[: len(tarball) // 2])
         request.wfile.flush()
         half_sent.set()
-        over.wait(60)
+        over.wait(LIMIT)
 
     mirror.files[mirror.publish(tarball)] = slow
     yield half_sent
@@ -398,14 +399,14 @@ def test_a_pull_that_is_stopped_leaves_nothing(
 ) -> None:
     environ = {**os.environ, "PYTHONPATH": str(PROJECT)}
     arguments = command(data, "pull", "alpine", "--mirror", mirror.url)
-    with subprocess.Popen(arguments, env=environ, stderr=subprocess.PIPE) as process:
-        assert stuck.wait(30)
+    with started(arguments, env=environ, stderr=subprocess.PIPE) as process:
+        assert stuck.wait(LIMIT)
         deadline = time.monotonic() + 30
         while not (hidden := left(data)) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert [name[:12] for name in hidden] == [".alpine.tmp-"]
         process.send_signal(number)
-        assert process.wait(30) == status
+        assert process.wait(LIMIT) == status
         assert process.stderr is not None and b"Traceback" not in process.stderr.read()
     if number == signal.SIGKILL:
         assert store.names(str(data / "rootfs")) == []
@@ -498,7 +499,7 @@ def test_one_that_a_container_uses_is_not_removed(data: Path, tmp_path: Path, ho
         "overlay": f"mount -t overlay -o {layers} none {tmp_path}/mnt",
         "bind": f"mount --bind {made.path}/etc {tmp_path}/mnt",
     }
-    with subprocess.Popen(  # in a mount namespace of its own, as a container's is
+    with started(  # in a mount namespace of its own, as a container's is
         ["unshare", "-m", "sh", "-c", f"{mounts[how]} && echo ready && read end"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     ) as holder:  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runtime import CHECKOUT, Box, alive, cgroup_of, development, good, read, until
+from runtime import CHECKOUT, LIMIT, Box, alive, cgroup_of, development, good, read, started, until
 from test_seccomp_notify import MKDIR, Agent, notify
 
 pytestmark = pytest.mark.requires("root", "userns", "setpriv", "unshare")
@@ -131,7 +131,7 @@ def test_a_terminal(user: UserBox) -> None:
     user.process["args"] = ["/bin/sh", "-c", "tty; id -u"]
     user.write()
     with in_a_terminal(user.words("run", "--bundle", str(user.bundle), user.id)) as (master, _run):
-        assert b"/dev/" in read_until(master, b"0\r\n", 20)
+        assert b"/dev/" in read_until(master, b"0\r\n")
 
 
 def test_the_namespaces_of_another_are_joined(user: UserBox) -> None:
@@ -268,7 +268,7 @@ def test_no_user_namespaces_are_explained(user: UserBox) -> None:
     user.write()
     user.before = shell
     with in_a_terminal(user.words("run", "--bundle", str(user.bundle), user.id)) as (master, _run):
-        text = read_until(master, b"fix: ", 20)
+        text = read_until(master, b"fix: ")
     assert b"user.max_user_namespaces=0" in text, text
 
 
@@ -293,7 +293,7 @@ def session() -> Iterator[int]:
     uid = int(as_root("id", "-u", NAME))
     subprocess.run(["loginctl", "enable-linger", NAME], check=True)
     bus = Path(f"/run/user/{uid}/bus")
-    until(bus.exists, 60)
+    until(bus.exists)
     yield uid
     subprocess.run(["loginctl", "disable-linger", NAME], check=True)
     subprocess.run(["systemctl", "stop", f"user@{uid}.service"], check=True)
@@ -371,11 +371,11 @@ def test_a_scope_of_the_users_manager(member: UserBox) -> None:
 def test_exec_is_put_into_the_scope(member: UserBox) -> None:
     member.command = [*member.command, "--systemd-cgroup"]
     pid = member.up()
-    with subprocess.Popen(member.words("exec", member.id, "/bin/sleep", "30")) as running:
+    with started(member.words("exec", member.id, "/bin/sleep", "30")) as running:
         group = cgroup_of(pid)
-        until(lambda: len(read(group / "cgroup.procs").split()) > 1, 20)
+        until(lambda: len(read(group / "cgroup.procs").split()) > 1)
         good(member.delete("--force"))
-        running.wait(10)
+        running.wait(LIMIT)
 
 
 @pytest.mark.vm
@@ -411,7 +411,7 @@ def test_a_host_that_forbids_user_namespaces(member: UserBox, setting: str) -> N
     path.write_text("0")
     try:
         with in_a_terminal(words) as (master, _run):
-            text = read_until(master, b"fix: ", 20)
+            text = read_until(master, b"fix: ")
     finally:
         path.write_text(former)
     assert setting.encode() in text

@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runtime import LIMIT, good, until
+from runtime import LIMIT, good, started, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -199,7 +199,7 @@ def test_a_create_that_is_ended_while_the_agent_thinks(
     notify(box, tmp_path, "execveat")
     box.write()
     words = box.words("create", "--bundle", str(box.bundle), box.id)
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as create:
+    with started(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as create:
         until(lambda: agent.asked)
         create.terminate()
         assert create.wait(LIMIT) == 128 + signal.SIGTERM

@@ -126,7 +126,7 @@ def test_pids_limit_stops_a_fork_bomb(data: Path) -> None:
         waiting = [subprocess.Popen(["sleep", "30"]) for _ in range(40)]
         for process in waiting:
             process.kill()
-            process.wait()
+            process.wait(LIMIT)
 
 
 def test_device_write_bps_holds(data: Path) -> None:

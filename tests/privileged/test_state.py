@@ -24,6 +24,7 @@ from runtime import (
     good,
     host_same,
     read,
+    started,
     traced,
     until,
     wait_for,
@@ -211,7 +212,7 @@ def test_a_state_that_cannot_be_read(box: Box, how: str) -> None:
     other.up()
     CORRUPTIONS[how](box.root / box.id / "state.json")
     for words in (("state", box.id), ("kill", box.id, "TERM"), ("exec", box.id, "true")):
-        done = box.call(*words, limit=8)
+        done = box.call(*words)
         assert (done.code != 0, done.out) == (True, ""), words
         assert box.id in done.err
     listed = good(box.call("list", "--quiet"))
@@ -226,8 +227,8 @@ def test_a_state_that_cannot_be_read(box: Box, how: str) -> None:
 def test_a_saved_configuration_that_cannot_be_read(box: Box, how: str) -> None:
     pid = box.up()
     CORRUPTIONS[how](box.root / box.id / "config.json")
-    assert box.exec("/bin/true", limit=8).code == 255
-    good(box.delete("--force", limit=8))
+    assert box.exec("/bin/true").code == 255
+    good(box.delete("--force"))
     assert not alive(pid)
     assert box.left() == []
 
@@ -253,7 +254,7 @@ BAD_JSON: dict[str, bytes] = {
 @pytest.mark.parametrize("what", BAD_JSON)
 def test_a_configuration_that_is_none(box: Box, what: str) -> None:
     (box.bundle / "config.json").write_bytes(BAD_JSON[what])
-    done = box.call("run", "--bundle", str(box.bundle), box.id, limit=10)
+    done = box.call("run", "--bundle", str(box.bundle), box.id)
     assert (done.code, done.out) == (1, "")
     assert len(done.err) < 1000
     assert done.err.count("\n") == 1
@@ -269,7 +270,7 @@ def test_a_configuration_that_is_no_file(box: Box, kind: str) -> None:
         path.mkdir()
     elif kind != "nothing":
         path.symlink_to("/dev/zero" if kind == "zero" else "config.json")
-    done = box.call("run", "--bundle", str(box.bundle), box.id, limit=8)
+    done = box.call("run", "--bundle", str(box.bundle), box.id)
     assert (done.code, done.out) == (1, "")
     assert kind in ("nothing", "loop") or "is not a regular file" in done.err
     assert box.left() == []
@@ -316,7 +317,7 @@ def test_a_pid_that_is_anothers_now(box: Box) -> None:
     good(box.run("--keep"))
     state = box.root / box.id / "state.json"
     time.sleep(0.02)  # start times are told in hundredths of a second
-    with subprocess.Popen(["sleep", "60"]) as stranger:
+    with started(["sleep", "60"]) as stranger:
         try:
             content = json.loads(read(state))
             assert content["startTime"] > 0
@@ -366,7 +367,7 @@ def test_a_change_waits_for_another(box: Box, verb: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         words = {"start": (), "delete": ("--force",), "exec": ()}[verb]
         command = box.words(verb, *words, box.id, *(["/bin/true"] if verb == "exec" else []))
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as waiting:
+        with started(command, stdin=subprocess.DEVNULL) as waiting:
             until(lambda: waits_for(waiting.pid))
             assert box.state()["status"] == "created"
             assert waiting.poll() is None
@@ -446,7 +447,7 @@ def test_a_fifo_that_was_replaced(box: Box) -> None:
     for path in fifos:
         path.unlink()
         path.write_text("")
-    done = box.call("start", box.id, limit=8)
+    done = box.call("start", box.id)
     assert done.code == 1
     good(box.delete("--force"))
 
@@ -454,7 +455,7 @@ def test_a_fifo_that_was_replaced(box: Box) -> None:
 def test_start_of_a_container_whose_process_was_killed(box: Box) -> None:
     box.create()
     os.kill(box.pid, signal.SIGKILL)
-    done = box.call("start", box.id, limit=8)
+    done = box.call("start", box.id)
     assert done.code == 1
     assert "cannot start a container that has stopped" in done.err
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runtime import Box, alive, cgroup_of, good, read, until
+from runtime import LIMIT, Box, alive, cgroup_of, good, read, until
 
 pytestmark = [pytest.mark.vm, pytest.mark.requires("root", "limits", "systemd")]
 
@@ -246,12 +246,12 @@ def test_a_unit_of_that_name_is_not_taken(sd: Box) -> None:
         ["systemd-run", "--quiet", "--scope", f"--unit={unit}", "sleep", "60"]
     )
     try:
-        until(lambda: show(unit, "ActiveState")["ActiveState"] == "active", 20)
+        until(lambda: show(unit, "ActiveState")["ActiveState"] == "active")
         sd.refused(f'unable to start unit "{unit}"')
         assert holder.poll() is None
     finally:
         systemctl("stop", unit)
-        holder.wait()
+        holder.wait(LIMIT)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_the_plans_script_makes_a_scope(sd: Box) -> None:
     done = subprocess.run(["sh", str(script)], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == f"0::/system.slice/plan-{name}.scope", done
     assert done.returncode == 0, done
-    until(lambda: gone(f"plan-{name}.scope"), 20)
+    until(lambda: gone(f"plan-{name}.scope"))
     del sd.linux["cgroupsPath"]
 
 

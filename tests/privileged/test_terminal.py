@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runtime import good, host_same, in_a_terminal, read, read_until, traced, until
+from runtime import LIMIT, good, host_same, in_a_terminal, read, read_until, traced, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
         server.listen()
-        server.settimeout(5)
+        server.settimeout(LIMIT)
         yield server
     path.unlink()
 
@@ -130,7 +130,7 @@ def test_exec_leaves_the_console_to_the_first_process(box: Box) -> None:
         words = box.words("exec", "--tty", box.id, "/bin/sh", "-c", f"echo said{number}; exit 5")
         with in_a_terminal(words) as (master, process):
             assert b"said%d" % number in read_until(master, b"said%d" % number)
-            assert process.wait(5) == 5
+            assert process.wait(LIMIT) == 5
     assert read(f"/proc/{pid}/mountinfo") == before
 
 
@@ -143,7 +143,7 @@ def test_exec_does_not_look_at_the_console(box: Box, canary: Path, shape: str) -
         console.symlink_to(canary / "console") if shape == "link" else os.mkfifo(console)
         words = box.words("exec", "--tty", box.id, "/bin/sh", "-c", "exit 5")
         with in_a_terminal(words) as (_, process):
-            assert process.wait(5) == 5
+            assert process.wait(LIMIT) == 5
 
 
 WRONG = {
@@ -240,7 +240,7 @@ def test_a_hostile_console(
     path = box.place / "console"
     with host_same(canary), listening(path) as server:
         words = ("create", "--bundle", str(box.bundle), "--console-socket", str(path), box.id)
-        done = box.call(*words, limit=8)
+        done = box.call(*words)
         if done.code == 0:
             master, _ = receive(server)
             box.start()
@@ -264,7 +264,7 @@ def test_streams_that_are_the_null_device(box: Box, canary: Path, uid: int, term
         if terminal:
             box.process["terminal"] = True
             box.mount("/dev/pts", "devpts", "newinstance", "ptmxmode=0666", kind="devpts")
-        box.run(limit=8, **streams)
+        box.run(**streams)
     assert box.left() == []
 
 
@@ -295,7 +295,7 @@ def test_run_in_a_terminal(box: Box) -> None:
         assert b"/dev/pts/0" in read_until(master, b"/dev/pts/0")
         os.write(master, b"hello\r")
         assert b"got hello" in read_until(master, b"got hello")
-        assert process.wait(5) == 7
+        assert process.wait(LIMIT) == 7
 
 
 def test_lines_in_a_pipe_end_as_they_were_written(box: Box) -> None:
@@ -326,7 +326,7 @@ def test_exec_in_a_terminal(box: Box) -> None:
     words = box.words("exec", "--tty", box.id, "/bin/sh", "-c", "tty; exit 5")
     with in_a_terminal(words) as (master, process):
         assert b"/dev/pts/0" in read_until(master, b"/dev/pts/0")
-        assert process.wait(5) == 5
+        assert process.wait(LIMIT) == 5
 
 
 def test_the_callers_terminal_is_as_before(box: Box) -> None:
@@ -338,7 +338,7 @@ def test_the_callers_terminal_is_as_before(box: Box) -> None:
         read_until(master, b"r\r\n")
         assert termios.tcgetattr(master) != before  # raw
         os.write(master, b"\r")
-        process.wait(5)
+        process.wait(LIMIT)
         assert termios.tcgetattr(master) == before
 
 
@@ -349,7 +349,7 @@ def test_nothing_is_typed_for_the_caller(box: Box) -> None:
     words = box.words("run", "--bundle", str(box.bundle), box.id)
     with in_a_terminal(words) as (master, process):
         text = read_until(master, b"}").decode()
-        process.wait(5)
+        process.wait(LIMIT)
         found = json.loads(text[text.index("{") : text.index("}") + 1])
         assert found["tiocsti"] != 0
         assert found["tioclinux"] != 0
@@ -362,6 +362,6 @@ def test_the_payload_survives_a_caller_that_goes(box: Box) -> None:
     box.write()
     words = box.words("create", "--bundle", str(box.bundle), box.id)
     with in_a_terminal(words) as (_master, process):
-        assert process.wait(10) == 0
+        assert process.wait(LIMIT) == 0
     box.start()
     until(lambda: box.state()["status"] == "running")
