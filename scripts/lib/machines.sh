@@ -41,7 +41,7 @@ start_machines() {
 
 # make_cargo NAME: $scratch/cargo.tar, what the tests need in a machine; the wheels are for the Python of machine NAME.
 make_cargo() {
-    local version data=$scratch/data
+    local version data=$scratch/data name
     version=$(scripts/vm --name "$1" exec python3 -ISc 'import sys; print("%d.%d" % sys.version_info[:2])') || return 1
     echo "test: wheels for Python $version" >&2
     mkdir -p "$data" "$scratch/checkout"
@@ -55,6 +55,9 @@ make_cargo() {
         cp -r "$MINIRUN_OCI_SCHEMA" "$data/oci-schema"
         given+=(MINIRUN_OCI_SCHEMA=/root/tests/data/oci-schema)
     fi
+    for name in MINIRUN_DIFFERENTIAL MINIRUN_DIFFERENTIAL_SEED; do
+        [ -z "${!name-}" ] || given+=("$name=${!name}")
+    done
     tar --create --exclude-vcs --exclude=.venv --exclude=__pycache__ --exclude='rootfs/*.tar*' . |
         tar --extract --directory="$scratch/checkout"
     tar --create --directory="$scratch" --file="$scratch/cargo.tar" data wheels checkout

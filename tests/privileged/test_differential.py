@@ -55,6 +55,7 @@ def judge(place: Path, base: Path) -> Iterator[Callable[[Trial], None]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600 + 20 * COUNT)
 def test_bundles_by_chance(judge: Callable[[Trial], None]) -> None:
     rules = settings(
         max_examples=AT_ONCE,
