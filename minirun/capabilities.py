@@ -12,7 +12,7 @@ from minirun import log
 from minirun.errors import MinirunError
 from minirun.kernel import capability, libc, process
 from minirun.spec import Capabilities
-from minirun.step import step
+from minirun.step import quoted, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def _shell(setup: Setup) -> list[str]:
     wanted = setup.process.capabilities or Capabilities()
 
     def listed(names: Sequence[str]) -> str:
-        return ",".join(["-all", *(f"+{name.lower().removeprefix('cap_')}" for name in names)])
+        words = ["-all", *(f"+{name.lower().removeprefix('cap_')}" for name in names)]
+        return quoted(",".join(words))
 
     # kernel: an ambient capability must be inheritable too.
     ambient = [name for name in wanted.ambient if name in wanted.inheritable]

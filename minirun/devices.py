@@ -11,7 +11,7 @@ from minirun.errors import ConfigError, MinirunError
 from minirun.kernel import mount as m
 from minirun.kernel.libc import AT_FDCWD, failure, quote
 from minirun.spec import Device
-from minirun.step import step
+from minirun.step import quoted, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def _describe(setup: Setup) -> list[str]:
 
 def _shell(setup: Setup) -> list[str]:
     lines = [
-        f'[ -e "$root{one.path}" ] || mknod -m {one.file_mode or 0o666:o} "$root{one.path}" '
+        f'[ -e "$root"{quoted(one.path)} ] || '
+        f'mknod -m {one.file_mode or 0o666:o} "$root"{quoted(one.path)} '
         + (one.type if one.type == "p" else f"{one.type} {one.major} {one.minor}")
         for one in listed(setup)
     ]

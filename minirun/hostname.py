@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minirun.kernel import process
-from minirun.step import step
+from minirun.step import quoted, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 @step(
     lambda setup: setup.spec.hostname,  # "" is none: else it would take the name away
     details=lambda setup: [setup.spec.hostname or ""],
-    shell=lambda setup: [f"hostname '{setup.spec.hostname}'"],
+    shell=lambda setup: ["hostname " + quoted(setup.spec.hostname or "")],
 )
 def set_hostname(setup: Setup) -> None:
     """Set the host name"""

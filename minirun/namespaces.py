@@ -9,7 +9,7 @@ from minirun.errors import ConfigError
 from minirun.kernel import libc, net, process, unshare
 from minirun.kernel.statfs import fstatfs_type
 from minirun.privilege import setgroups_denied
-from minirun.step import step
+from minirun.step import quoted, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def open_namespace(kind: str, path: str, where: str) -> int:
 
 def _nsenter(setup: Setup) -> list[str]:
     words = [
-        f"--{'mount' if entry.type == 'mount' else FILES[entry.type]}='{entry.path}'"
+        f"--{'mount' if entry.type == 'mount' else FILES[entry.type]}={quoted(entry.path)}"
         for entry in setup.spec.linux.namespaces
         if entry.path
     ]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from minirun import recipe
 from minirun.errors import MinirunError
+from minirun.log import printable
 from minirun.setup import Setup
-from minirun.step import name_of, sentence_of, wanted
+from minirun.step import name_of, quoted, sentence_of, wanted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def text_of(setup: Setup) -> str:
         lines.append(f"{number:4}. {step['what']:<64} {step['step']}")
         if step["why"]:
             lines.append(f"        because {step['why']}")
-        lines += [f"        {detail}" for detail in step["details"][:_SHOWN]]
+        lines += [f"        {printable(detail)}" for detail in step["details"][:_SHOWN]]
         if len(step["details"]) > _SHOWN:
             lines.append(f"        … and {len(step['details']) - _SHOWN} more")
     return "\n".join([*lines[1:], ""])
@@ -90,10 +91,12 @@ def shell_of(setup: Setup) -> str:
     return "\n".join(
         [
             "#!/bin/sh",
-            f"# A container like {setup.cid}, by hand. Needs root, util-linux and iproute2.",
+            f"# A container like {printable(setup.cid)}, by hand.",
+            "# Needs root, util-linux, iproute2, and a root filesystem to be trusted: these tools",
+            "# follow its links, to wherever in the host they lead.",
             *_missing(setup),
             "set -eu",
-            f"root={_quote(setup.root_path)}",
+            f"root={quoted(setup.root_path)}",
             "",
             'if [ "${1:-}" != inside ]; then',
             *_indented([line for line in _lines(setup, [recipe.PREPARE]) if line]),
@@ -137,8 +140,8 @@ def _indented(lines: list[str]) -> list[str]:
 
 
 def _program(setup: Setup, setpriv: str) -> str:
-    environment = " ".join(_quote(entry) for entry in setup.process.env)
-    command = " ".join(_quote(arg) for arg in setup.process.args)
+    environment = " ".join(quoted(entry) for entry in setup.process.env)
+    command = " ".join(quoted(arg) for arg in setup.process.args)
     options = setpriv.removeprefix("setpriv ")
     uid = setup.process.user.uid
     home = f'home=$(awk -F: "\\$3 == {uid} {{ print \\$6; exit }}" /etc/passwd)'
@@ -153,7 +156,3 @@ def _program(setup: Setup, setpriv: str) -> str:
             "done",
         ]
     )
-
-
-def _quote(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"

@@ -11,7 +11,7 @@ from minirun import executable, inroot
 from minirun.errors import CannotExecute, MinirunError
 from minirun.kernel import process
 from minirun.kernel.libc import trace
-from minirun.step import step
+from minirun.step import quoted, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,10 @@ def make_cwd(setup: Setup) -> None:
             raise
 
 
-@step(details=lambda setup: [setup.process.cwd], shell=lambda s: [f"cd '{s.process.cwd or '/'}'"])
+@step(
+    details=lambda setup: [setup.process.cwd],
+    shell=lambda s: ["cd " + quoted(s.process.cwd or "/")],
+)
 def enter_closed_cwd(setup: Setup) -> None:
     """Change to the working directory"""
     try:

@@ -43,6 +43,13 @@ def step(
     return mark
 
 
+def quoted(text: str) -> str:
+    """Write a word for a line of `shell`, in quotes unless it is plain: it may be anything."""
+    if text and all(char.isascii() and (char.isalnum() or char in "/._-") for char in text):
+        return text
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
 def name_of(function: Step) -> str:
     """Name a step as errors and plans do, by its facility: `mounts.pivot_root`."""
     facility = function.__module__.removeprefix("minirun.").partition(".")[0]

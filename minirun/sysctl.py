@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minirun import procfs
-from minirun.step import step
+from minirun.step import quoted, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ def file_of(key: str) -> str:
     lambda setup: bool(setup.spec.linux.sysctl),
     details=lambda setup: [f"{key}={value}" for key, value in setup.spec.linux.sysctl.items()],
     shell=lambda setup: [
-        f"echo '{value}' > /proc/{file_of(key)}" for key, value in setup.spec.linux.sysctl.items()
+        f"echo {quoted(value)} > {quoted(f'/proc/{file_of(key)}')}"
+        for key, value in setup.spec.linux.sysctl.items()
     ],
 )
 def write_all(setup: Setup) -> None:

@@ -6,7 +6,7 @@ from minirun import log, privilege
 from minirun.cgroups import cgroupfs, resources
 from minirun.cgroups.hierarchy import hierarchy, location
 from minirun.errors import Unsupported
-from minirun.step import step
+from minirun.step import quoted, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def _shell(setup: Setup) -> list[str]:
     if setup.launch.systemd_cgroup:
         return _shell_scope(setup)
     path = "/sys/fs/cgroup/" + location(setup.spec.linux.cgroups_path, setup.cid).lstrip("/")
-    return [f"group='{path}'", 'mkdir -p "$group"', *_shell_limits(setup)]
+    return [f"group={quoted(path)}", 'mkdir -p "$group"', *_shell_limits(setup)]
 
 
 def _shell_scope(setup: Setup) -> list[str]:
@@ -35,9 +35,9 @@ def _shell_scope(setup: Setup) -> list[str]:
     unit = _unit(setup)
     user = "--user " if privilege.user_manager() else ""
     return [
-        f"group='/sys/fs/cgroup{unit.path}'",
-        f"systemd-run {user}--quiet --scope --collect --unit '{unit.name}' --slice '{unit.slice}' "
-        "--property Delegate=yes sleep 5 &",
+        f"group={quoted(f'/sys/fs/cgroup{unit.path}')}",
+        f"systemd-run {user}--quiet --scope --collect --unit {quoted(unit.name)} "
+        f"--slice {quoted(unit.slice)} --property Delegate=yes sleep 5 &",
         'until [ -d "$group" ]; do sleep 0.1; done',
         *_shell_limits(setup),
     ]
@@ -45,8 +45,8 @@ def _shell_scope(setup: Setup) -> list[str]:
 
 def _shell_limits(setup: Setup) -> list[str]:
     asked = setup.spec.linux.resources
-    quoted = [(one.value.replace("'", "'\\''"), one.file) for one in resources.writes(asked)]
-    return [f"echo '{value}' > \"$group/{file}\"" for value, file in quoted]
+    writes = [(quoted(one.value), quoted(one.file)) for one in resources.writes(asked)]
+    return [f'echo {value} > "$group"/{file}' for value, file in writes]
 
 
 def _unit(setup: Setup) -> Unit:

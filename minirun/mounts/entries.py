@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 from minirun import inroot, mountoptions
+from minirun.log import printable
+from minirun.step import quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,14 +86,14 @@ def keeps_link(entry: Mount, root: str) -> bool:
 
 def shell_mount(entry: Mount, root: str = "/") -> str:
     """Write the shell line that mounts an entry below $root, the root filesystem `root`."""
-    target = f'"$root"{place(root, entry)}'
+    target = f'"$root"{quoted(place(root, entry))}'
     if "remount" in entry.options:
         words = [option for option in entry.options if option != "remount"]
         return f"mount -o {quoted(','.join(['remount', *words]))} {target}"
     if "copy-symlink" in entry.options and os.path.islink(entry.source or ""):
         return f'mkdir -p "$(dirname {target})" && cp -Pn {quoted(entry.source or "")} {target}'
     if keeps_link(entry, root):
-        return f"# Left out, for mount(8) follows symbolic links: {describe(entry)}"
+        return f"# Left out, for mount(8) follows symbolic links: {printable(describe(entry))}"
     if "tmpcopyup" in entry.options:
         # The copy waits aside while the new mount covers where it comes from.
         plain = [option for option in entry.options if option != "tmpcopyup"]
@@ -115,9 +117,5 @@ def shell_mount(entry: Mount, root: str = "/") -> str:
     keep = ",".join(o for o in options.split(",") if (o and not o.startswith("r")) or o == "ro")
     how = f" -o {quoted(keep)}" if keep else ""
     source = quoted(entry.source or kind)
-    return f"mkdir -p {target} && mount -t {kind}{how} {source} {target}"
-
-
-def quoted(text: str) -> str:
-    """Quote a word for the shell."""
-    return "'" + text.replace("'", "'\\''") + "'"
+    # -i: a helper such as mount.fuse would run what the source says.
+    return f"mkdir -p {target} && mount -i -t {quoted(kind)}{how} {source} {target}"

@@ -10,8 +10,7 @@ from minirun.kernel import mount as m
 from minirun.kernel.libc import AT_EMPTY_PATH, AT_RECURSIVE
 from minirun.kernel.statfs import mount_id
 from minirun.mounts.entries import clean
-from minirun.mounts.entries import quoted as _sh
-from minirun.step import step
+from minirun.step import quoted, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def _is_root(setup: Setup, fd: int) -> bool:
 def _shell_lock(path: str) -> str:
     if clean(path) == "/":
         return "mount -o remount,bind,ro /"
-    here = _sh(path)
+    here = quoted(path)
     lock = f"mount --bind {here} {here} && mount -o remount,bind,ro {here}"
     return f"[ ! -e {here} ] || {{ {lock}; }}"
 
@@ -78,8 +77,8 @@ def _cover(setup: Setup, path: str, status: os.stat_result, copy: int) -> None:
     lambda setup: bool(setup.spec.linux.masked_paths),
     details=lambda setup: setup.spec.linux.masked_paths,
     shell=lambda setup: [
-        f"if [ -d {_sh(path)} ]; then mount -t tmpfs -o ro,size=0 tmpfs {_sh(path)}; "
-        f"elif [ -e {_sh(path)} ]; then mount --bind /dev/null {_sh(path)}; fi"
+        f"if [ -d {quoted(path)} ]; then mount -t tmpfs -o ro,size=0 tmpfs {quoted(path)}; "
+        f"elif [ -e {quoted(path)} ]; then mount --bind /dev/null {quoted(path)}; fi"
         for path in setup.spec.linux.masked_paths
     ],
     why="files that tell of the host or reach into it read as empty",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from typing import TYPE_CHECKING
@@ -27,8 +28,6 @@ wc -c < /proc/timer_list; ls -A /sys/firmware; ls /dev; env
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """An Alpine bundle of the runtime's own `spec`, that looks about itself."""
-    import json
-
     (tmp_path / "rootfs").mkdir()
     archive = os.environ["MINIRUN_ROOTFS_TARBALL"]
     subprocess.run(["tar", "-xzf", archive, "-C", str(tmp_path / "rootfs")], check=True)
@@ -57,6 +56,20 @@ def test_the_script_builds_a_like_container(bundle: Path) -> None:
     assert sorted(made) == sorted(by_hand)
     assert "root is read-only" in made
     assert "like" in made
+
+
+def test_words_of_the_configuration_are_not_run(bundle: Path) -> None:
+    trap = f"; touch {bundle}/sprung; "
+    config = json.loads((bundle / "config.json").read_text())
+    config["hostname"] = "a'; touch sprung; '"
+    config["process"]["args"] = ["sh", "-c", "hostname; ls -d /v*/"]
+    config["mounts"].append({"destination": f"/v{trap}", "type": "tmpfs", "source": "tmpfs"})
+    config["root"]["readonly"] = False
+    (bundle / "config.json").write_text(json.dumps(config))
+    (bundle / "like.sh").write_text("\n".join(output(*command(), "plan", "--shell", cwd=bundle)))
+    said = output("sh", "like.sh", cwd=bundle)
+    assert said[0] == config["hostname"]
+    assert not (bundle / "sprung").exists()
 
 
 def test_planning_does_nothing(bundle: Path) -> None:

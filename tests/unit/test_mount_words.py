@@ -77,7 +77,7 @@ def test_destinations(root: str, destination: str, expected: str) -> None:
 
 def test_the_script_looks_for_what_is_there_only_then(root: str) -> None:
     line = shell_mount(entry(type="bind", source=f"{root}/none"), root)
-    assert line.startswith(f"if [ -d '{root}/none' ]; then mkdir -p")
+    assert line.startswith(f"if [ -d {root}/none ]; then mkdir -p")
     assert "if [" not in shell_mount(entry(type="bind", source="/etc"), root)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -100,11 +101,49 @@ def test_the_text_names_processes_and_steps() -> None:
     assert "hostname.set_hostname" in text
 
 
+def test_the_text_leaves_the_terminal_alone() -> None:
+    text = plan.text_of(setup_of(process={"args": ["\033]0;gone\a\n  1. Fake"], "cwd": "/"}))
+    assert "execve(\\x1b]0;gone\\x07\\n  1. Fake)" in text
+    assert "\033" not in text
+
+
 def test_the_script_quotes_what_it_is_given() -> None:
     script = plan.shell_of(setup_of())
     assert "'it'\\''s'" in script
     assert "'A=b c'" in script
     assert "unshare" in script
+
+
+EVIL = "/x'$(boom)`boom`\n boom;\""
+
+
+def test_no_word_of_the_configuration_is_run_by_the_shell() -> None:
+    mounts: list[dict[str, Any]] = [
+        {"destination": EVIL, "type": "bind", "source": EVIL, "options": [EVIL, "bind"]},
+        {"destination": EVIL, "type": EVIL, "source": EVIL, "options": [EVIL]},
+        {"destination": EVIL, "type": "tmpfs", "options": ["remount", EVIL]},
+        {"destination": EVIL, "type": "tmpfs", "options": ["tmpcopyup"]},
+    ]
+    linux = {
+        "namespaces": [{"type": "mount"}, {"type": "uts"}, {"type": "network", "path": EVIL}],
+        "cgroupsPath": EVIL.replace("\n", ""),
+        "devices": [{"path": EVIL, "type": "c", "major": 1, "minor": 3}],
+        "maskedPaths": [EVIL],
+        "readonlyPaths": [EVIL],
+        "resources": {"unified": {"pids.max": EVIL.replace("\n", "")}},
+        "sysctl": {"net.a": EVIL},
+    }
+    sets = {key: [EVIL] for key in ("bounding", "inheritable", "ambient")}
+    process = {"args": [EVIL], "cwd": EVIL, "env": [f"A={EVIL}"], "capabilities": sets}
+    setup = setup_of(hostname=EVIL, mounts=mounts, linux=linux, process=process)
+    setup.cid, setup.root_path = EVIL, EVIL
+    script = plan.shell_of(setup)
+    for text in (EVIL, EVIL.replace("\n", "")):
+        inner = re.escape(text.replace("'", "'\\''"))
+        script, count = re.subn(f"'[^'\n]*{inner}[^'\n]*'", "''", script)
+        assert count
+    left = [line for line in script.splitlines() if "boom" in line]
+    assert all(line.startswith("# A container like /x") for line in left), left
 
 
 def test_the_script_says_what_it_leaves_out() -> None:
@@ -128,7 +167,7 @@ def test_the_script_knows_what_options_do_besides_mounting() -> None:
     assert remount == "mount -o 'remount,ro' \"$root\"/vol"
     copied = line(destination="/vol", type="tmpfs", options=["tmpcopyup", "nosuid"])
     assert "tmpcopyup" not in copied
-    assert copied.index("cp -a") < copied.index("mount -t tmpfs -o 'nosuid'")
+    assert copied.index("cp -a") < copied.index("mount -i -t tmpfs -o nosuid")
 
 
 def test_the_script_says_that_no_tool_mounts_a_link(tmp_path: Path) -> None:
