@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20
 _HEADER_MAX = 256 << 10  # of one entry, with its long names and extended attributes
+_GLOBAL_MAX = 4 << 10  # of what pax headers say for all entries to come: git's has 52 bytes
 _XZ_MEMORY = 256 << 20  # a dictionary may claim 4 GiB
 _BLOCK = 512
+_PATH_MAX = 4096
+_DEPTH_MAX = 256
 
 _NOT_ARCHIVES = {
     b"PK\x03\x04": "a zip file",
@@ -207,6 +210,9 @@ class Archive:
         entry: tarfile.TarInfo | None = self._guard(self.tar.next)
         # tarfile keeps every header: a million of them are gigabytes.
         self.tar.members = []  # type: ignore[attr-defined]
+        # It keeps these too, and gives a copy to every entry.
+        if sum(len(key) + len(value) for key, value in self.tar.pax_headers.items()) > _GLOBAL_MAX:
+            raise self._damaged(f"global headers are larger than {_GLOBAL_MAX >> 10} KiB")
         if entry is None and self.last != bytes(_BLOCK):
             # tarfile takes a damaged or missing header for the end of the archive.
             raise ArchiveError(f"the archive is cut short or damaged at byte {self.position}")
@@ -294,6 +300,20 @@ class Archive:
             left -= len(chunk)
         self.last = b"".join(parts)
         return self.last
+
+
+def split(name: str, what: str) -> list[str]:
+    """Split a name of the archive; a leading slash means the tree's root, `..` is refused."""
+    if "\0" in name:
+        raise ArchiveError(f"{what} {name!r} holds a NUL byte")
+    if len(name) > _PATH_MAX:
+        raise ArchiveError(f"{what} {name[:80]!r}... has a name longer than {_PATH_MAX}")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise ArchiveError(f"{what} {name!r} leads out of the directory")
+    if len(parts) > _DEPTH_MAX:
+        raise ArchiveError(f"{what} {name[:80]!r}... is deeper than {_DEPTH_MAX} directories")
+    return parts
 
 
 def open_archive(path: str) -> int:

@@ -22,15 +22,14 @@ from minirun.kernel.path import (
     RESOLVE_NO_XDEV,
     openat2,
 )
-from minirun.rootfs.archive import Archive, ArchiveError
+from minirun.rootfs.archive import Archive, ArchiveError, split
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ID_MAX = (1 << 32) - 2  # chown(2) takes 2**32-1 for "leave as it is", which here would be root
-_PATH_MAX = 4096
-_DEPTH_MAX = 256
+_NAMES_MAX = 64 << 20  # of directories and devices; a whole distribution has 2 MiB of them
 _TIME_MAX = 1 << 34  # what ext4 can store
 _XATTR = "SCHILY.xattr."
 _WITHIN = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV
@@ -99,8 +98,9 @@ class _Unpacker:
         self.done = Unpacked()
         self.parent_parts: list[str] | None = None
         self.parent_fd = -1
-        self.directories: list[tuple[list[str], int]] = []
-        self.skipped: set[tuple[str, ...]] = set()
+        self.names_left = _NAMES_MAX
+        self.directories: dict[str, int] = {}
+        self.skipped: set[str] = set()
 
     def add(self, entry: tarfile.TarInfo) -> None:
         """Unpack one entry, its data included."""
@@ -113,19 +113,20 @@ class _Unpacker:
             raise _failure(entry.name, error) from None
 
     def _add(self, entry: tarfile.TarInfo) -> None:
-        parts = _parts(entry.name, "entry")
+        parts = split(entry.name, "entry")
         _check_ids(entry)
         self.done.entries += 1
         if not parts:
             if not entry.isdir():
                 raise ArchiveError(f"entry {entry.name!r} would replace the root directory")
             self._finish(self.tree, entry)
-            self.directories.append((parts, _nanoseconds(entry)))
+            self.directories["."] = _nanoseconds(entry)
             return
-        self.done.top.add(parts[0])
+        if parts[0] not in self.done.top:
+            self.done.top.add(self._remember(parts[:1]))
         if entry.type in _DEVICES:
             self.done.devices += 1
-            self.skipped.add(tuple(parts))
+            self.skipped.add(self._remember(parts))
             return
         maker = _MAKERS.get(entry.type)
         if maker is None:
@@ -156,7 +157,7 @@ class _Unpacker:
         finally:
             os.close(fd)
         # Its time is set at the end: what is put into it changes it.
-        self.directories.append((parts, _nanoseconds(entry)))
+        self.directories[self._remember(parts)] = _nanoseconds(entry)
 
     def _symlink(self, parent: int, parts: list[str], entry: tarfile.TarInfo) -> None:
         self._clear_place(parent, parts)
@@ -167,11 +168,11 @@ class _Unpacker:
         os.utime(name, ns=times, dir_fd=parent, follow_symlinks=False)
 
     def _hard_link(self, parent: int, parts: list[str], entry: tarfile.TarInfo) -> None:
-        target = _parts(entry.linkname, "hard link target")
+        target = split(entry.linkname, "hard link target")
         if not target:
             raise ArchiveError(f"hard link {entry.name!r} points to the root directory")
-        if tuple(target) in self.skipped:
-            self.skipped.add(tuple(parts))
+        if "/".join(target) in self.skipped:
+            self.skipped.add(self._remember(parts))
             return
         source = self._open_directory(target[:-1], _NO_LINKS)
         try:
@@ -297,13 +298,19 @@ class _Unpacker:
             )
         self.left -= 1
 
+    def _remember(self, parts: list[str]) -> str:
+        """Give a name that is kept to the end. A million long ones would take all memory."""
+        name = "/".join(parts)
+        self.names_left -= len(name)
+        if self.names_left < 0:
+            raise ArchiveError(f"the names in the archive are longer than {_NAMES_MAX >> 20} MiB")
+        return name
+
     def set_directory_times(self) -> None:
         """Set the times of the directories, which filling them has changed."""
-        for parts, time in self.directories:
+        for name, time in self.directories.items():
             try:
-                fd = openat2(
-                    self.tree, "/".join(parts) or ".", os.O_RDONLY | os.O_DIRECTORY, 0, _NO_LINKS
-                )
+                fd = openat2(self.tree, name, os.O_RDONLY | os.O_DIRECTORY, 0, _NO_LINKS)
             except OSError as error:
                 # Replaced by a later entry.
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV):
@@ -325,20 +332,6 @@ _MAKERS = {
     tarfile.LNKTYPE: _Unpacker._hard_link,
     tarfile.FIFOTYPE: _Unpacker._fifo,
 }
-
-
-def _parts(name: str, what: str) -> list[str]:
-    """Split a name of the archive; a leading slash means the tree's root, `..` is refused."""
-    if "\0" in name:
-        raise ArchiveError(f"{what} {name!r} holds a NUL byte")
-    if len(name) > _PATH_MAX:
-        raise ArchiveError(f"{what} {name[:80]!r}... has a name longer than {_PATH_MAX}")
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise ArchiveError(f"{what} {name!r} leads out of the directory")
-    if len(parts) > _DEPTH_MAX:
-        raise ArchiveError(f"{what} {name[:80]!r}... is deeper than {_DEPTH_MAX} directories")
-    return parts
 
 
 def _check_ids(entry: tarfile.TarInfo) -> None:

@@ -391,6 +391,33 @@ def test_too_many_entries_are_refused(box: Box) -> None:
     refused(box, pack(file("a/" * 20 + "b")), "too many entries", max_entries=10)
 
 
+@pytest.mark.parametrize("type_", [tarfile.DIRTYPE, tarfile.CHRTYPE])
+def test_names_that_would_take_the_memory_are_refused(
+    box: Box, monkeypatch: pytest.MonkeyPatch, type_: bytes
+) -> None:
+    """Of a directory or a device the name is kept to the end: 18 GB of a million long ones."""
+    monkeypatch.setattr(unpack, "_NAMES_MAX", 10_000)
+    names = ["/".join([f"{number}", *["ab"] * 200]) for number in range(20)]
+    few = box(pack(*[entry(name, type_) for name in names[:10]]))
+    assert few.entries == 10
+    refused(box, pack(*[entry(name, type_) for name in names]), "names in the archive are longer")
+
+
+def test_global_headers_do_not_add_up(box: Box) -> None:
+    """tarfile keeps what they say, for every entry to come."""
+
+    def said(length: int, count: int) -> bytes:
+        make = tarfile.TarInfo.create_pax_global_header  # what `git archive` writes
+        found = [make({f"key{number}": "v" * length}) + file_(number) for number in range(count)]
+        return b"".join(found) + bytes(1024)
+
+    def file_(number: int) -> bytes:
+        return entry(f"f{number}").tobuf(tarfile.USTAR_FORMAT)
+
+    assert box(said(100, 3)).entries == 3
+    refused(box, said(1000, 10), "global headers are larger")
+
+
 @pytest.mark.parametrize("compress", [gzip.compress, lzma.compress, bz2.compress])
 def test_a_bomb_is_refused(box: Box, compress: Callable[[bytes], bytes]) -> None:
     data = compress(pack(file("a", bytes(5 << 20))))
