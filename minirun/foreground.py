@@ -95,6 +95,8 @@ class Watch:
         self.master = master  # the pty's, or -1
         self.caught = caught
         self.poller = select.poll()
+        self.pending = b""  # of the caller's input, what the terminal has not taken yet
+        self.input_ended = False
         self.interrupts: list[float] = []
         self.others: dict[int, Callable[[], object]] = {}
 
@@ -108,6 +110,8 @@ class Watch:
         self.poller.register(self.pidfd, select.POLLIN)
         self.poller.register(self.caught.fd, select.POLLIN)
         if self.master >= 0:
+            # A process that reads nothing would else keep us in write(2), even after its end.
+            os.set_blocking(self.master, False)
             self.poller.register(self.master, select.POLLIN)
             self.poller.register(0, select.POLLIN)
             self._resize()
@@ -125,7 +129,7 @@ class Watch:
                 for number in signals.read_signals(fd):
                     self._signalled(number)
             elif fd == self.master:
-                self._copy(self.master, 1)
+                self._from_terminal(event)
             elif fd == 0:
                 self._from_caller(event)
             else:
@@ -176,24 +180,46 @@ class Watch:
             raw = b"".join(value.to_bytes(2, "little") for value in (*size, 0, 0))
             fcntl.ioctl(self.master, _TIOCSWINSZ, raw)
 
-    def _from_caller(self, event: int) -> None:
-        if not self._copy(0, self.master):
-            self.poller.unregister(0)
-            if not event & select.POLLNVAL:
-                _write_all(self.master, b"\x04")  # end of file, as a terminal's user types it
-
-    def _copy(self, source: int, target: int) -> bool:
-        """Copy what is there; False at the end."""
+    def _from_terminal(self, event: int) -> None:
+        if event & select.POLLOUT:
+            self._feed()
         try:
-            data = os.read(source, _CHUNK)
+            data = os.read(self.master, _CHUNK)
+        except BlockingIOError:
+            return
         except OSError:  # EIO: no process has the pty's other end open
             data = b""
+        if data:
+            _write_all(1, data)
+        else:
+            self.poller.unregister(self.master)
+
+    def _from_caller(self, event: int) -> None:
+        try:
+            data = os.read(0, _CHUNK)
+        except OSError:
+            data = b""
         if not data:
-            if source == self.master:
-                self.poller.unregister(self.master)
-            return False
-        _write_all(target, data)
-        return True
+            self.input_ended = True
+            data = b"" if event & select.POLLNVAL else b"\x04"  # as a terminal's user types it
+        self.poller.unregister(0)
+        self.pending = data
+        self._feed()
+
+    def _feed(self) -> None:
+        """Give the terminal what it takes now; more input is read when that is all."""
+        try:
+            self.pending = self.pending[os.write(self.master, self.pending) :]
+        except BlockingIOError:
+            pass
+        except OSError:  # EIO, see above
+            self.pending = b""
+        if self.pending:
+            self.poller.register(self.master, select.POLLIN | select.POLLOUT)
+            return
+        self.poller.register(self.master, select.POLLIN)
+        if not self.input_ended:
+            self.poller.register(0, select.POLLIN)
 
     def _drain(self) -> None:
         if self.master < 0:

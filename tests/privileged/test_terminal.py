@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import termios
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -327,6 +328,26 @@ def test_exec_in_a_terminal(box: Box) -> None:
     with in_a_terminal(words) as (master, process):
         assert b"/dev/pts/0" in read_until(master, b"/dev/pts/0")
         assert process.wait(LIMIT) == 5
+
+
+def test_a_process_that_reads_nothing_holds_nobody(box: Box) -> None:
+    """The caller's signals go on, and its end is noticed, with input that it has not taken."""
+    box.up()
+    (box.place / "input").write_bytes(b"x\n" * 100_000)
+    script = "trap 'exit 7' TERM; echo up; while :; do sleep 0.1; done"
+    words = box.words("exec", "--tty", box.id, "/bin/sh", "-c", script)
+    with (
+        open(box.place / "input") as file,
+        subprocess.Popen(words, stdin=file, stdout=subprocess.PIPE) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            while process.stdout.readline() != b"up\n":
+                assert process.poll() is None
+            process.terminate()
+            assert process.wait(LIMIT) == 7
+        finally:
+            process.kill()
 
 
 def test_the_callers_terminal_is_as_before(box: Box) -> None:
