@@ -9,6 +9,7 @@ import stat
 from minirun.criu.messages import CGROUP_MODES
 from minirun.criu.service import FIRST
 from minirun.errors import ConfigError, MinirunError
+from minirun.privilege import host_root, others_may_change
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -157,13 +158,33 @@ def _end_of(path: str) -> bytes:
 
 
 def _open(path: str) -> int:
-    """Open a directory, making it for this user alone if it is missing."""
+    """Open a directory, making it for this user alone if it is missing.
+
+    Raises MinirunError for root where it is another's, as /tmp/checkpoint may be: his link in the
+    place of a log leads CRIU to any file, and images are processes with the rights that they say.
+    """
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
         pass
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    status = os.fstat(fd)
+    if _anothers(status) and host_root():
+        os.close(fd)
+        raise MinirunError(
+            f"{path} is not root's alone",
+            cause=f"owner {status.st_uid}, mode {status.st_mode & 0o7777:o}: others could exchange "
+            "what is in it for what root would make processes of",
+            fix=f"choose another directory, or chown -R 0:0 {path} and chmod 0700 {path}",
+        )
+    return fd
+
+
+def _anothers(directory: os.stat_result) -> bool:
+    ours = (directory.st_uid, directory.st_gid) == (0, 0)
+    everybodys = bool(directory.st_mode & stat.S_IWOTH)
+    return everybodys or (not ours and others_may_change(directory))
 
 
 def external_key(kind: str) -> str:

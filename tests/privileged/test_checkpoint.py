@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from runtime import LIMIT, good, read, read_until, started, until
 from test_terminal import created, listening, receive
+
+from minirun.criu.images import Images
+from minirun.errors import MinirunError
 
 if TYPE_CHECKING:
     from runtime import Box
@@ -238,6 +241,29 @@ def test_a_dump_that_fails_harms_nothing(counter: Counter, tmp_path: Path) -> No
     )
     assert box.state()["status"] == "running"
     counter.goes_on(counter.count)
+
+
+@pytest.mark.parametrize("which", ["image_path", "work_path"])
+@pytest.mark.parametrize(
+    ("owner", "group", "mode"), [(65534, 65534, 0o700), (0, 0, 0o1777), (0, 65534, 0o770)], ids=str
+)
+def test_a_directory_of_others_is_refused(  # noqa: PLR0917 - pytest calls it by name
+    tmp_path: Path, images: Path, which: str, owner: int, group: int, mode: int
+) -> None:
+    """Of whoever was first to make /tmp/checkpoint: CRIU would write where his links lead."""
+    place = tmp_path / "checkpoint"
+    place.mkdir()
+    place.chmod(mode)
+    os.chown(place, owner, group)
+    before = set(os.listdir("/proc/self/fd"))
+    paths: Any = {"image_path": str(images), which: str(place)}
+    with pytest.raises(MinirunError, match="checkpoint is not root's alone"), Images(**paths):
+        pass
+    assert set(os.listdir("/proc/self/fd")) == before
+    os.chown(place, 0, 0)
+    place.chmod(0o770)
+    with Images(**paths):
+        pass
 
 
 @pytest.mark.parametrize("options", [["src-nofollow"], ["dest-nofollow"]], ids=str)
