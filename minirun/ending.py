@@ -49,6 +49,7 @@ def scope_of(container: Container) -> Scope | None:
 def kill(root: str, cid: str, signal: int, all_: bool) -> None:
     """See `container.kill`."""
     with state.load(root, cid) as container:
+        signal = _heard(container, signal)
         whole = all_ or (signal == _SIGKILL and not _own_pids(container))
         if whole and _kill_all(container, signal):
             return
@@ -64,6 +65,22 @@ def kill(root: str, cid: str, signal: int, all_: bool) -> None:
             raise NotRunning("container not running") from None
         finally:
             os.close(pidfd)
+
+
+def _heard(container: Container, signal: int) -> int:
+    """Give SIGKILL in the place of a signal that shall end a created container, but cannot.
+
+    kernel: the first process of a pid namespace gets only signals that it handles; and the filter
+    of an agent, in force while it waits for start, may keep it from handling any (`payload`).
+    """
+    if signal not in process.ENDING or container.status() != "created":
+        return signal
+    profile = container.spec.linux.seccomp
+    if profile is None or not profile.notifies:
+        return signal
+    from minirun.kernel import signals  # for this alone
+
+    return signal if signals.catches(container.saved.pid, signal) else _SIGKILL
 
 
 def _own_pids(container: Container) -> bool:

@@ -151,7 +151,7 @@ class Watch:
 
     def _insist(self, number: int) -> None:
         """Help a person whose Ctrl-C a first process ignores: pid_namespaces(7)."""
-        if number != _SIGINT or not os.isatty(2) or self._catches(number):
+        if number != _SIGINT or not os.isatty(2) or signals.catches(self.pid, number):
             return
         moment = time.monotonic()
         self.interrupts = [one for one in self.interrupts if moment - one < _PATIENCE] + [moment]
@@ -163,16 +163,6 @@ class Watch:
             )
         elif len(self.interrupts) >= 3:
             self._send(_SIGKILL)
-
-    def _catches(self, number: int) -> bool:
-        try:
-            with open(f"/proc/{self.pid}/status", "rb") as file:
-                for line in file:
-                    if line.startswith(b"SigCgt:"):
-                        return bool(int(line.split()[1], 16) >> (number - 1) & 1)
-        except (FileNotFoundError, ProcessLookupError):
-            pass
-        return False
 
     def _resize(self) -> None:
         size = size_of(0) or size_of(1)

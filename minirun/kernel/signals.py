@@ -31,3 +31,18 @@ def read_signals(fd: int) -> list[int]:
     except BlockingIOError:
         return []
     return [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), _RECORD)]
+
+
+def catches(pid: int, number: int) -> bool:
+    """Tell whether a process handles a signal itself; False if it is gone.
+
+    Source: proc_pid_status(5), SigCgt.
+    """
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"SigCgt:"):
+                    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return False

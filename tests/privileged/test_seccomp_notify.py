@@ -228,6 +228,21 @@ def test_a_profile_without_rt_sigaction_lets_a_container_start(
     box.start()
 
 
+@pytest.mark.usefixtures("agent")
+@pytest.mark.parametrize("number", ["TERM", "HUP"])
+def test_a_profile_without_rt_sigaction_lets_a_created_container_end(
+    box: Box, tmp_path: Path, number: str
+) -> None:
+    notify(box, tmp_path, "mkdir", "mkdirat")
+    denied = {"names": ["rt_sigaction"], "action": "SCMP_ACT_ERRNO"}
+    box.linux["seccomp"]["syscalls"].append(denied)
+    box.create()
+    good(box.call("kill", box.id, "USR1"))
+    assert box.state()["status"] == "created"
+    good(box.call("kill", box.id, number))
+    until(lambda: box.state()["status"] == "stopped")
+
+
 @either
 def test_exec_has_a_listener_of_its_own(box: Box, agent: Agent, tmp_path: Path, nnp: bool) -> None:
     notify(box, tmp_path, "mkdir", "mkdirat", nnp=nnp)
