@@ -112,10 +112,10 @@ def _with_bundle(options: Options, *, keep: bool, launch: Launcher) -> int:
     try:
         status = launch(options, prepared.bundle)
     except BaseException:
-        bundle.discard(prepared.bundle)
+        bundle.discard(prepared.bundle, prepared.identity)
         raise
     if not keep:
-        bundle.discard(prepared.bundle)
+        bundle.discard(prepared.bundle, prepared.identity)
     return status
 
 
@@ -170,16 +170,19 @@ def _each(options: Options, root: str, work: Callable[[str], None]) -> int:
 
 def _delete(options: Options, root: str, cid: str) -> None:
     found = _before_delete(root, cid, forgiving=options.force)
-    container.delete(root, cid, options.force)
     if found and MANAGED not in found.get("annotations", {}):
+        container.delete(root, cid, options.force)
         return  # an engine's; the modules that follow are not its to wait for
     from minirun.engine import bundle
 
+    # Before: once the ID is free it may soon have another bundle.
+    identity = bundle.identity_of(found["bundle"]) if found else None
+    container.delete(root, cid, options.force)
     if not found:
         # What a `run --rootfs` left that was killed before it had a state.
         bundle.discard_leftover(cid, options.root)
-    elif bundle.managed(found["annotations"], found["bundle"]):
-        bundle.discard(found["bundle"])
+    elif identity and bundle.managed(found["annotations"], found["bundle"]):
+        bundle.discard(found["bundle"], identity)
 
 
 def _before_delete(root: str, cid: str, *, forgiving: bool) -> dict[str, Any]:

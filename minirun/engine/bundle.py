@@ -31,11 +31,15 @@ if TYPE_CHECKING:
 
 
 class Prepared:
-    """A bundle that is ready to be run. `notes` are sentences for people, for a terminal only."""
+    """A bundle that is ready to be run. `notes` are sentences for people, for a terminal only.
+
+    `identity` tells it from a later one of the same ID.
+    """
 
     def __init__(self, bundle: str, notes: list[str]) -> None:
         self.bundle = bundle
         self.notes = notes
+        self.identity = places.identity(bundle)
 
 
 def prepare(options: Options, cid: str, command: Sequence[str]) -> Prepared:
@@ -66,15 +70,18 @@ def prepare(options: Options, cid: str, command: Sequence[str]) -> Prepared:
     return Prepared(bundle, request.notes + _warnings(request))
 
 
-def discard(bundle: str) -> bool:
+def discard(bundle: str, identity: tuple[int, int, int] | None = None) -> bool:
     """Unmount and remove a bundle that `prepare` made; tell whether it was one.
 
     Nothing outside of the data directory's own bundles is ever touched: the path decides, not what
-    a config.json says. Raises MinirunError when something else is mounted inside it.
+    a config.json says. With its `identity` a later one of the same ID is left. Raises MinirunError
+    when something else is mounted inside it.
     """
     data = places.data()
     if not _ours(data, bundle):
         return False
+    if identity is not None and identity != places.identity(bundle):
+        return False  # deleted, and made anew, while we stayed with the container
     _remove(data, os.path.basename(bundle))
     return True
 
@@ -87,6 +94,11 @@ def discard_leftover(cid: str, root: str | None = None) -> bool:
     """
     path = f"{places.containers(places.data())}/{places.check_id(cid)}"
     return places.belongs(path, root) and discard(path)
+
+
+def identity_of(bundle: str) -> tuple[int, int, int] | None:
+    """Return what tells a bundle from a later one of the same ID, for `discard`."""
+    return places.identity(bundle)
 
 
 def managed(annotations: Mapping[str, str], bundle: str) -> bool:

@@ -670,3 +670,37 @@ def test_no_pipe_and_no_terminal_waits_for_a_detached_container(
         os.close(master)
     assert "nothing keeps what web prints on standard output and error" in told
     assert ">web.log 2>&1" in told
+
+
+def test_one_that_is_late_leaves_the_next_of_its_id_alone(
+    tree: Path, data: Path, tmp_path: Path
+) -> None:
+    """A run whose output nobody reads meets a container that was deleted and made anew."""
+    program = [sys.executable, "-ISB", MAIN, "--root", str(tmp_path / "state")]
+    words = [*program, "run", "--rootfs", str(tree)]
+
+    def call(*more: str) -> None:
+        quiet = subprocess.DEVNULL
+        subprocess.run([*program, *more], timeout=60, check=True, stdin=quiet, stdout=quiet)
+
+    flood = "touch /first; while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done"
+    layer = data / "containers/web/layer/upper"
+    with subprocess.Popen(
+        [*words, "-t", "web", "sh", "-c", flood], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    ) as late:
+        try:
+            until((layer / "first").exists)
+            # It waits for its reader.
+            until(lambda: "pipe" in Path(f"/proc/{late.pid}/wchan").read_text())
+            call("delete", "--force", "web")
+            call("run", "-d", "--rootfs", str(tree), "web", "sh", "-c", "touch /second; sleep 60")
+            until((layer / "second").exists)
+        finally:
+            late.communicate(timeout=60)
+    try:
+        assert (layer / "second").exists()
+        assert os.listdir(data / "idranges") == ["524288"]
+        call("exec", "web", "ls", "/second")
+    finally:
+        call("delete", "--force", "web")
+    assert os.listdir(data / "containers") == os.listdir(data / "idranges") == []
