@@ -546,6 +546,7 @@ class Bundles:
 
         self.made: list[tuple[Any, ...]] = []
         prepared = bundle.Prepared("/data/web", ["a note"])
+        prepared.identity = IDENTITY
 
         def prepare(options: Any, cid: str, command: Any) -> Any:
             self.made.append(("prepare", options.memory, cid, tuple(command)))
@@ -555,13 +556,15 @@ class Bundles:
         monkeypatch.setattr(bundle, "discard", self.recorder("discard"))
         monkeypatch.setattr(bundle, "discard_leftover", self.recorder("leftover"))
         monkeypatch.setattr(bundle, "managed", lambda annotations, path: path == "/data/web")
+        monkeypatch.setattr(bundle, "identity_of", lambda _path: IDENTITY)
 
     def recorder(self, name: str) -> Any:
         return lambda *args: self.made.append((name, *args))
 
 
 PREPARED = ("prepare", "64m", "web", ("httpd", "-f"))
-DISCARDED = ("discard", "/data/web")
+IDENTITY = (1, 2, 3)
+DISCARDED = ("discard", "/data/web", IDENTITY)
 
 
 @pytest.mark.parametrize(
