@@ -36,7 +36,7 @@ KERNEL_COMMAND_LINE = (
 )
 
 KIND = {"kvm": "KVM", "tcg": "emulated, about a minute"}
-BOOT_TIMEOUT = {"kvm": 120, "tcg": 600}
+BOOT_TIMEOUT = {"kvm": 300, "tcg": 1800}
 KVM_SILENCE = 20  # seconds without a byte on the console: this KVM does not run a kernel
 STOP_TIMEOUT = 60
 LIFETIME = "12h"
@@ -223,7 +223,7 @@ class Machine:
         limit = BOOT_TIMEOUT[accelerator]
         say(f"booting {self.name} ({KIND[accelerator]})")
         progress = Progress(began)
-        while not self.ssh_listens():
+        while not self.ssh_listens(patience=5 + (time.monotonic() - began) / 20):
             if not self.pid():
                 raise Failure(f"the machine ended while booting; console: {self.console}")
             if time.monotonic() - began > limit:
@@ -246,11 +246,11 @@ class Machine:
         said = [line.strip() for line in lines if line.strip()]
         return said[-1] if said else "firmware"
 
-    def ssh_listens(self) -> bool:
+    def ssh_listens(self, patience: float) -> bool:
         """True once sshd itself has spoken: the emulator accepts connections long before."""
         address = ("127.0.0.1", int(self.state["port"]))
         try:
-            with socket.create_connection(address, timeout=5) as connection:
+            with socket.create_connection(address, timeout=patience) as connection:
                 return connection.recv(4) == b"SSH-"
         except OSError:
             return False
