@@ -20,7 +20,7 @@ source scripts/lib/common.sh
 trap 'end_worker TERM' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-interruptibly bash -c 'sleep 60 & echo $! >"$0"; wait' "$1"
+interruptibly bash -c 'sleep 600 & echo $! >"$0"; wait' "$1"
 exit $?
 """
 
@@ -34,7 +34,7 @@ def test_a_signal_is_heard_at_once_and_ends_all_that_is_at_work(
     with subprocess.Popen(command, cwd=CHECKOUT) as script:
         until(lambda: pid.exists() and pid.read_text().endswith("\n"))
         script.send_signal(number)
-        assert script.wait(20) == status
+        assert script.wait(60) == status
     until(lambda: not alive(int(pid.read_text())))
 
 
@@ -56,7 +56,7 @@ def alive(pid: int) -> bool:
 
 
 def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)

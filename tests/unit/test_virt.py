@@ -335,8 +335,11 @@ def test_a_child_that_hangs_is_killed() -> None:
         while True:
             os.read(os.pipe()[0], 1)
 
-    found = child.run([hang], limit=0.3)
-    assert found == {"a": {"b": 1, "c": 2}, "ended": "was killed after 0.3 s"}
+    for limit in (0.3, 3, 30):  # seconds: on a busy machine it takes some to begin
+        found = child.run([hang], limit=limit)
+        if "c" in found.get("a", {}):
+            break
+    assert found == {"a": {"b": 1, "c": 2}, "ended": f"was killed after {limit} s"}
 
 
 def test_a_child_that_faults_is_told_of() -> None:
