@@ -58,7 +58,7 @@ class Docker:
     def answer(self, address: str, port: int) -> str:
         """Return what a server says to whoever connects from the daemon's network namespace."""
         enter = ["nsenter", f"--net=/proc/{self.pid}/ns/net"]
-        connect = ["busybox", "nc", "-w", "5", address, str(port)]
+        connect = ["busybox", "nc", "-w", "30", address, str(port)]
         return subprocess.run(
             [*enter, *connect],
             stdin=subprocess.DEVNULL,

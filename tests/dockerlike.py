@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from engines import Engine
 
 QUIET = ("--network", "none")  # no bridge, and nothing of a firewall
+GENTLY = ("--time", "120")  # seconds until `stop` kills
+HEALTH = ("--health-cmd", "test -e /well", "--health-timeout", "120s")
 LIMITS = ("--memory", "64m", "--memory-swap", "96m", "--cpus", "0.5", "--pids-limit", "20")
 LIMITED = {
     "memory.max": str(64 << 20),
@@ -103,9 +105,9 @@ def logs_stop_start_and_kill(engine: Engine) -> None:
     trap = "sh -c trap 'echo asked; exit 5' TERM; echo up; while :; do sleep 0.1; done"
     with running(engine, command=trap) as cid:
         until(lambda: engine("logs", cid) == "up", "the container is up")
-        engine("stop", cid)
+        engine("stop", *GENTLY, cid)
         assert inspect(engine, cid, ".State.ExitCode") == "5"
-        assert engine("logs", cid) == "up\nasked"
+        until(lambda: engine("logs", cid) == "up\nasked", "its last word is kept")
         engine("start", cid)
         engine("kill", cid)
         assert engine("wait", cid) == "137"

@@ -184,7 +184,7 @@ def daemon(words: Sequence[str], log: Path, ready: Callable[[], bool]) -> Iterat
     finally:
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

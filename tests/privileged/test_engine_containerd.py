@@ -210,7 +210,8 @@ def test_a_pod_in_slices_of_systemd(containerd: Containerd, cri: Cri, place: Pat
         assert len({os.readlink(f"/proc/{pid}/ns/mnt") for pid in pids}) == 2
         _limits_of_a_scope(cri, one, pids[0])
         _confined(made, one, pids[0])
-        assert (place / "one.log").read_text().endswith(" stdout F said\n")
+        log = place / "one.log"
+        until(lambda: log.read_text().endswith(" stdout F said\n"), "its word is in the log")
         _ended_and_started_again(made, one, two)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import dockerlike
 import pytest
 from dockerd import ADDRESS, Docker
-from dockerlike import QUIET, inspect, pid_of, running, scope_of
+from dockerlike import HEALTH, QUIET, inspect, pid_of, running, scope_of
 from engines import IMAGE, MIB, Engine, is_ours, until
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def test_limits_are_those_of_a_scope_and_are_updated(docker: Engine, one: str) -
 
 
 def test_what_runs_out_of_memory_is_told(docker: Engine) -> None:
-    command = "sh -c tail /dev/zero; exit 3"
+    # Docker forgets what it learns of after the end.
+    command = "sh -c tail /dev/zero; sleep 2; exit 3"
     with running(docker, "--memory", "16m", "--memory-swap", "16m", command=command) as cid:
         docker("wait", cid)
         assert inspect(docker, cid, ".State.OOMKilled") == "true"
@@ -138,8 +139,7 @@ def test_a_failing_container_is_started_again(docker: Engine) -> None:
 
 
 def test_a_healthcheck_is_an_exec(docker: Engine) -> None:
-    check = ("--health-cmd", "test -e /well", "--health-interval", "1s", "--health-retries", "1")
-    with running(docker, *check) as cid:
+    with running(docker, *HEALTH, "--health-interval", "1s", "--health-retries", "1") as cid:
         until(lambda: inspect(docker, cid, ".State.Health.Status") == "unhealthy", "unhealthy")
         docker("exec", cid, "touch", "/well")
         until(lambda: inspect(docker, cid, ".State.Health.Status") == "healthy", "healthy")

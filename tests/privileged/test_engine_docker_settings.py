@@ -9,7 +9,7 @@ from pathlib import Path
 import dockerlike
 import pytest
 from dockerd import Docker
-from dockerlike import QUIET, inspect, pid_of, running
+from dockerlike import GENTLY, QUIET, inspect, pid_of, running
 from engines import IMAGE, MIB, cgroup_of, is_ours, until
 
 pytestmark = [pytest.mark.vm, pytest.mark.requires("root", "limits", "rootfs", "docker")]
@@ -72,5 +72,5 @@ def _is_found_again(made: Docker, cid: str) -> None:
     until(lambda: len(docker("logs", cid).splitlines()) > counted, "its output is kept again")
     assert docker("exec", cid, "echo", "in") == "in"
     dockerlike.pause_and_unpause(docker, cid)
-    docker("stop", cid)
+    docker("stop", *GENTLY, cid)
     assert inspect(docker, cid, ".State.ExitCode") == "5"

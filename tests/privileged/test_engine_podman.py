@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import dockerlike
 import pytest
-from dockerlike import QUIET, inspect, pid_of, running, scope_of
+from dockerlike import HEALTH, QUIET, inspect, pid_of, running, scope_of
 from engines import (
     IMAGE,
     MIB,
@@ -149,8 +149,7 @@ def test_pause_and_unpause(podman: Engine, one: str) -> None:
 
 
 def test_a_healthcheck_is_an_exec(podman: Engine) -> None:
-    check = ("--health-cmd", "test -e /well", "--health-interval", "disable")
-    with running(podman, *check) as cid:
+    with running(podman, *HEALTH, "--health-interval", "disable") as cid:
         assert podman.call("healthcheck", "run", cid).returncode == 1
         podman("exec", cid, "touch", "/well")
         assert podman.call("healthcheck", "run", cid).returncode == 0
@@ -173,8 +172,9 @@ def test_a_checkpoint_goes_on_here_and_elsewhere(podman: Engine, place: Path) ->
         until(lambda: len(counted(cid)) > 3, "it counts")
         podman("container", "checkpoint", "--keep", "--export", saved, cid)
         assert inspect(podman, cid, ".State.Status") == "exited"
-        former = len(counted(cid))
-        wanted = [f"{counted(cid)[0].split()[0]} {number + 1}" for number in range(former + 1)]
+        lines = counted(cid)
+        former, process = len(lines), lines[0].split()[0]
+        wanted = [f"{process} {number + 1}" for number in range(former + 1)]
         podman("container", "restore", cid)
         until(lambda: len(counted(cid)) > former + 2, "it counts on")
         assert counted(cid)[: former + 1] == wanted
