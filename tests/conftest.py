@@ -179,7 +179,7 @@ def _kept(place: Path) -> Iterator[None]:
         finally:
             os.write(writer, b"x")
             os.close(writer)
-            process.wait(10)
+            process.wait(_PATIENCE)
             keeper.sweep(prefix)
 
 

@@ -191,7 +191,7 @@ class Runner:
         if "survey" in self.argument:
             self.argument += tries()
             if trial.way == "exec":
-                config["process"]["args"] = ["/bin/sleep", "60"]
+                config["process"]["args"] = ["/bin/sleep", "600"]
         self.update = trial.update
         maps = config["linux"].get("uidMappings")
         if maps and maps[0]["hostID"]:

@@ -36,8 +36,9 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 INSIDE = Path(__file__).resolve().parent / "inside"
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Seconds for whatever has to come: a command's end, a line. A healthy one takes a fraction of one;
-# an emulated machine whose host is busy, several. Less than what tests make hang takes (a minute).
-LIMIT = 40
+# an emulated machine whose host is busy, several, under strace many. Less than what tests make hang
+# takes (ten minutes), which is more than a test may take with all its commands.
+LIMIT = 100
 _LISTED = """cat chmod dd dmesg echo env false grep head hostname id kill ln ls mkdir mknod mount mv
 ps readlink rm sh sleep stat touch true tty umount uname wc"""
 APPLETS = tuple(_LISTED.split())
@@ -458,7 +459,7 @@ def runc_apart(bundle: Path, cid: str) -> Done:
     """
     mounted = "[ -e /sys/fs/cgroup/cgroup.procs ] || mount -t cgroup2 none /sys/fs/cgroup"
     script = f'{mounted}; exec runc --root run run -b . "$1"'
-    return call(["unshare", "-m", "sh", "-c", script, "sh", cid], limit=60, cwd=bundle)
+    return call(["unshare", "-m", "sh", "-c", script, "sh", cid], cwd=bundle)
 
 
 @contextlib.contextmanager
@@ -542,10 +543,10 @@ def next_line(stream: Any, limit: float = LIMIT) -> bytes:
     return line
 
 
-def read_until(master: int, mark: bytes, limit: float = LIMIT) -> bytes:
-    """Read from a terminal up to and with a mark."""
+def read_until(master: int, mark: bytes | None, limit: float = LIMIT) -> bytes:
+    """Read from a terminal up to and with a mark; without one, until nobody can write to it."""
     text, end = b"", time.monotonic() + limit
-    while mark not in text:
+    while mark is None or mark not in text:
         assert time.monotonic() < end, text
         if select.select([master], [], [], 0.1)[0]:
             try:
@@ -635,12 +636,16 @@ def flipping(one: Path, other: Path, microseconds: int = 150) -> Iterator[None]:
         "import ctypes, sys, time\n"
         "libc = ctypes.CDLL(None)\n"
         "a, b = (path.encode() for path in sys.argv[1:3])\n"
+        "libc.renameat2(-100, a, -100, b, 2)\n"
+        "print(flush=True)\n"
         "while True:\n"
         "    libc.renameat2(-100, a, -100, b, 2)\n"
         f"    time.sleep({microseconds / 1e6})\n"
     )
-    with subprocess.Popen([sys.executable, "-ISc", code, str(one), str(other)]) as process:
+    words = [sys.executable, "-ISc", code, str(one), str(other)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
         try:
+            next_line(process.stdout)
             yield
         finally:
             process.kill()

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from runtime import LIMIT, until
 
 import minirun
 
@@ -65,16 +65,13 @@ class Namespace:
         self.process = subprocess.Popen(["unshare", "--net", "sleep", "600"], text=True)
         self.pid = self.process.pid
         self._servers: list[subprocess.Popen[str]] = []
-        for _ in range(500):
-            if os.stat(f"/proc/{self.pid}/ns/net").st_ino != MACHINE and self._comm() == "sleep":
-                # A new namespace has the machine's setting, which Docker, for one, has changed.
-                self.run("sysctl", "-qw", "net.ipv4.ip_forward=0")
-                return
-            time.sleep(0.01)
-        raise AssertionError("no namespace was made")
+        until(self._is_apart)
+        # A new namespace has the machine's setting, which Docker, for one, has changed.
+        self.run("sysctl", "-qw", "net.ipv4.ip_forward=0")
 
-    def _comm(self) -> str:
-        return Path(f"/proc/{self.pid}/comm").read_text().strip()
+    def _is_apart(self) -> bool:
+        apart = os.stat(f"/proc/{self.pid}/ns/net").st_ino != MACHINE
+        return apart and Path(f"/proc/{self.pid}/comm").read_text() == "sleep\n"
 
     def __enter__(self) -> Self:
         return self
@@ -94,7 +91,7 @@ class Namespace:
         self, *argv: str, text: str | None = None, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            self.command(*argv), input=text, capture_output=True, text=True, timeout=60,
+            self.command(*argv), input=text, capture_output=True, text=True, timeout=LIMIT,
             check=False, env=ENVIRONMENT,
         )  # fmt: skip
         assert not check or done.returncode == 0, done.stderr
@@ -127,7 +124,7 @@ class Namespace:
         assert process.stdout.readline() == "ready\n"
 
     def ask(
-        self, where: str, port: int, kind: str = "tcp", *, timeout: float = 5, source: int = 0
+        self, where: str, port: int, kind: str = "tcp", *, timeout: float = 30, source: int = 0
     ) -> str:
         """Connect, from port `source`, and return the server's `PORT PEER`, or `no: REASON`."""
         numbers = (str(timeout), str(source))
@@ -239,5 +236,7 @@ def outside(host: Host) -> Iterator[Namespace]:
         made.run("ip", "link", "set", "far0", "up")
         made.run("ip", "link", "set", "lo", "up")
         host.run("ip", "route", "add", "default", "via", "192.0.2.1")
+        # The kernel sees that there is a carrier in its own time.
+        until(lambda: host.links()["up0"]["operstate"] == "UP")
         host.before = (host.links(), host.settings())
         yield made

@@ -193,7 +193,7 @@ def test_what_a_container_leaves_there_is_removed(
         busybox chattr +i a/kept && busybox chattr +i a/b; rm -f notify.sock
         ln -s {canary}/null notify.sock
         {"mount -t tmpfs none a/b/c && mount -t tmpfs none /run/notify" if covered else ""}
-        touch /vol/done; exec sleep 60
+        touch /vol/done; exec sleep 600
     """
     box.process.update(args=["/bin/sh", "-c", script], capabilities=caps)
     options: dict[str, Any] = {"env": {**os.environ, "NOTIFY_SOCKET": manager.getsockname()}}
@@ -253,7 +253,7 @@ def test_a_pidfd_of_the_first_process(box: Box, receiver: Receiver) -> None:
 
 
 def test_a_pidfd_of_a_run(box: Box, receiver: Receiver) -> None:
-    box.process["args"] = ["/bin/sleep", "60"]
+    box.process["args"] = ["/bin/sleep", "600"]
     good(box.run("--detach", "--pidfd-socket", receiver.path))
     assert receiver.pid() == (b"standard", box.pid)
 
@@ -262,7 +262,7 @@ def test_a_pidfd_of_exec(box: Box, receiver: Receiver, tmp_path: Path) -> None:
     box.up()
     file = tmp_path / "pid"
     flags = ("--detach", "--pid-file", str(file), "--pidfd-socket", receiver.path)
-    good(box.exec("/bin/sleep", "60", flags=flags))
+    good(box.exec("/bin/sleep", "600", flags=flags))
     assert receiver.pid() == (b"setns", int(file.read_text()))
 
 

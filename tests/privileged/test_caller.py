@@ -35,7 +35,7 @@ def told(box: Box) -> Report:
 
 def life(box: Box, **options: Any) -> Report:
     """Lead a container through its life, in which every call must succeed; return its report."""
-    box.process["args"] = ["/bin/sh", "-c", "/probe into /tmp/report report; exec sleep 60"]
+    box.process["args"] = ["/bin/sh", "-c", "/probe into /tmp/report report; exec sleep 600"]
     box.create(**options)
     box.start(**options)
     found = told(box)

@@ -151,7 +151,7 @@ def test_the_streams_are_those_of_restore(box: Box, images: Path) -> None:
 
 @needs_criu
 def test_a_terminal_is_sent_again(box: Box, images: Path) -> None:
-    script = "echo begin; read word; echo got $word; sleep 60"
+    script = "echo begin; read word; echo got $word; sleep 600"
     with created(box, "/bin/sh", "-c", script, stdout=subprocess.DEVNULL) as master:
         read_until(master, b"begin\r\n")
         good(box.call("checkpoint", "--image-path", str(images), box.id))
@@ -200,7 +200,7 @@ def test_hooks_make_the_network_again(counter: Counter, tmp_path: Path) -> None:
 
 @needs_criu
 def test_a_network_namespace_that_was_joined(counter: Counter) -> None:
-    with started(["unshare", "-n", "sleep", "60"]) as holder:
+    with started(["unshare", "-n", "sleep", "600"]) as holder:
         theirs = f"/proc/{holder.pid}/ns/net"
         until(lambda: os.stat(theirs).st_ino != os.stat("/proc/self/ns/net").st_ino)
         counter.box.namespace("network", theirs)

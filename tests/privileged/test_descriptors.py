@@ -159,7 +159,7 @@ def test_a_created_container_is_no_interpreter_any_more(box: Box) -> None:
 def test_what_waits_for_start_is_nobodys_prey(box: Box) -> None:
     """Not to be traced or dumped, whoever it will be: prctl(2), PR_SET_DUMPABLE."""
     box.process["user"] = {"uid": 1000, "gid": 1000}
-    box.process["args"] = ["/bin/sleep", "60"]
+    box.process["args"] = ["/bin/sleep", "600"]
     box.create()
     pid = box.pid
     assert os.stat(f"/proc/{pid}/mem").st_uid == 0

@@ -41,7 +41,7 @@ set +e
 trap 'for id in $(minirun list -q); do minirun delete --force "$id"; done' EXIT
 last=0
 try() {
-    for _ in 1 2 3 4 5 6 7 8 9 10; do told=$("$@" 2>&1) && break; sleep 0.5; done
+    for _ in $(seq 60); do told=$("$@" 2>&1) && break; sleep 0.5; done
     printf '%s\\n' "$told"
 }
 """
@@ -115,7 +115,7 @@ def answers(place: Path, disk: Path, commands: list[str]) -> list[str]:
         text=True,
         check=False,
         stdin=subprocess.DEVNULL,
-        timeout=300,
+        timeout=540,
         cwd=directory,
         env={
             "PATH": f"{programs(place)}:{PATH.removeprefix('PATH=')}",
@@ -137,6 +137,8 @@ BUNDLE = "mkdir -p bundle/rootfs && minirun spec --bundle bundle\n"
 MAKERS = {"minirun", "plan", "run"}
 # The exit status is a verdict.
 VIRT = re.compile(r"^minirun virt.*$", re.M)
+# What has no end while the container runs.
+STREAM = re.compile(r"^.* events --interval .*$", re.M)
 # A shell on a terminal, in which somebody types.
 TERMINAL = re.compile(r"^(?:.* -t .*|minirun run web)$", re.M)
 
@@ -150,9 +152,9 @@ def test_examples_of_the_manual_work(block: Block, place: Path, disk: Path) -> N
     name = Path(block.document).stem
     before = SUPPOSED + (BUNDLE if "--bundle bundle" in block.text else "")
     if name not in MAKERS:
-        seconds = 3 if name == "events" else 1000
-        before += f"minirun run -d --rootfs busybox web sleep {seconds}\n"
+        before += "minirun run -d --rootfs busybox web sleep 1000\n"
     text = VIRT.sub(r"{ \g<0>; } || [ $? -ge 10 ]", block.text)
+    text = STREAM.sub(r"\g<0> | grep -m 2 stats", text)
     text = TERMINAL.sub(r"printf 'exit\\n' | script -qefc '\g<0>' /dev/null", text)
     *told, status = answers(place, disk, [before, f"( set -e\n{text})"])
     assert status == "0\n", f"{block.text}\n{told}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runtime import LIMIT, until
+from runtime import LIMIT, read_until, until
 
 from minirun import options
 from minirun.cgroups.hierarchy import MOUNT_POINT, hierarchy
@@ -154,11 +154,10 @@ def test_a_tree_in_use_is_known_to_be(tree: Path, data: Path) -> None:
 
 @pytest.mark.usefixtures("data")
 def test_a_network_namespace_can_be_joined(tree: Path, runtime: str) -> None:
-    holder = subprocess.Popen(["unshare", "-n", "sleep", "60"])
+    holder = subprocess.Popen(["unshare", "-n", "sleep", "600"])
     try:
         path = f"/proc/{holder.pid}/ns/net"
-        while os.readlink(path) == os.readlink("/proc/self/ns/net"):
-            assert holder.poll() is None
+        until(lambda: os.readlink(path) != os.readlink("/proc/self/ns/net"))
         script = 'echo "net=$(readlink /proc/self/ns/net)"'
         found = probe(tree, runtime, "--network", f"ns:{path}", command=("sh", "-c", script))
         assert found["net"] == os.readlink(path)
@@ -444,7 +443,7 @@ def run(prepared: Prepared, runtime: str, cid: str) -> subprocess.CompletedProce
             [*program, "--root", root, "run", "-b", prepared.bundle, cid],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=LIMIT,
             stdin=subprocess.DEVNULL,
             check=False,
         )
@@ -633,13 +632,13 @@ def detached(tree: Path, data: Path, tmp_path: Path) -> Iterator[Callable[..., l
 
     def run_detached(**streams: Any) -> list[str]:
         words = ["run", "-d", "--pid-file", str(tmp_path / "pid"), "--rootfs", str(tree), "web"]
-        script = "echo out; echo err >&2; exec sleep 60"
-        subprocess.run([*program, *words, "sh", "-c", script], timeout=60, check=True, **streams)
+        script = "echo out; echo err >&2; exec sleep 600"
+        subprocess.run([*program, *words, "sh", "-c", script], timeout=LIMIT, check=True, **streams)
         pid = (tmp_path / "pid").read_text()
         return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (0, 1, 2)]
 
     yield run_detached
-    subprocess.run([*program, "delete", "--force", "web"], timeout=60, check=True)
+    subprocess.run([*program, "delete", "--force", "web"], timeout=LIMIT, check=True)
     assert not (data / "containers/web").exists()
 
 
@@ -664,7 +663,7 @@ def test_no_pipe_and_no_terminal_waits_for_a_detached_container(
     try:
         streams = detached(stdin=slave, stdout=subprocess.PIPE, stderr=slave)
         assert streams == ["/dev/null"] * 3
-        told = os.read(master, 4096).decode()
+        told = read_until(master, b">web.log 2>&1").decode()
     finally:
         os.close(slave)
         os.close(master)

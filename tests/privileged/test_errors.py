@@ -220,8 +220,8 @@ def script(box: Box, content: str, name: str = "script") -> None:
 def at_a_terminal(box: Box, *words: str) -> tuple[int, str]:
     """Call the runtime at a terminal; return its exit status and all that it showed."""
     with in_a_terminal(box.words(*words)) as (master, process):
-        code = process.wait(LIMIT)
-        return code, os.read(master, 1 << 16).decode()
+        shown = read_until(master, None).decode()
+        return process.wait(LIMIT), shown
 
 
 def foreign(box: Box) -> None:

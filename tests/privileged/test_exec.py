@@ -202,7 +202,7 @@ def test_exec_needs_a_container_that_runs(box: Box) -> None:
 
 
 def test_exec_in_a_created_container(box: Box) -> None:
-    box.process["args"] = ["/bin/sleep", "60"]
+    box.process["args"] = ["/bin/sleep", "600"]
     box.create()
     assert box.exec_probe()["hostname"] == "box"
     box.start()
@@ -279,10 +279,10 @@ def test_detached(box: Box) -> None:
     box.up()
     pid_file = box.place / "pid"
     words = ("exec", "--detach", "--pid-file", str(pid_file), "--process")
-    good(box.call(*words, file(box, args=["/bin/sleep", "61"]), box.id))
+    good(box.call(*words, file(box, args=["/bin/sleep", "601"]), box.id))
     pid = int(read(pid_file))
     assert alive(pid)
-    assert until(lambda: read(f"/proc/{pid}/cmdline")) == "/bin/sleep\x0061\0"
+    until(lambda: read(f"/proc/{pid}/cmdline") == "/bin/sleep\x00601\0")
     assert os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{box.pid}/ns/pid")
     good(box.delete("--force"))
     assert not alive(pid)
@@ -314,7 +314,7 @@ def test_signals_are_forwarded(box: Box, name: str) -> None:
 
 def test_the_end_of_the_container_is_the_end_of_exec(box: Box) -> None:
     box.up()
-    words = box.words("exec", box.id, "/bin/sh", "-c", "touch /there; sleep 60")
+    words = box.words("exec", box.id, "/bin/sh", "-c", "touch /there; sleep 600")
     with started(words, stdout=subprocess.DEVNULL) as running:
         try:
             until((box.rootfs / "there").exists)
@@ -372,7 +372,8 @@ def test_a_container_that_stops_what_enters_it_can_be_deleted(box: Box) -> None:
     box.process["args"] = ["/bin/sh", "-c", STOPPER.replace("MARK", mark)]
     box.create()
     box.start()
-    words = traced(box.words("exec", box.id, "/bin/true"), "inject=setns:delay_enter=10000000")
+    # Long enough to be found; strace lets go of it only then, and delete waits no more than 10 s.
+    words = traced(box.words("exec", box.id, "/bin/true"), "inject=setns:delay_enter=7000000")
     with started(words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         until((box.rootfs / "vol/stopped").exists)
         good(box.delete("--force"))
@@ -399,7 +400,7 @@ MKNOD = {"allow": True, "access": "m"}
 def test_devices_are_denied_to_all_that_is_in_the_container(box: Box) -> None:
     """Whatever node root makes there: in the first process, in exec, after a pause."""
     caps = capabilities("CAP_MKNOD", "CAP_DAC_OVERRIDE")
-    box.process.update(capabilities=caps, args=["/bin/sh", "-c", f"{NODES} exec sleep 60"])
+    box.process.update(capabilities=caps, args=["/bin/sh", "-c", f"{NODES} exec sleep 600"])
     box.linux["resources"] = {"devices": [{"allow": False, "access": "rwm"}, MKNOD]}
     out = box.place / "out"
     with open(out, "w") as file:

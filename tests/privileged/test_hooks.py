@@ -220,12 +220,12 @@ def test_start_container_under_a_filter_without_clone3(box: Box, action: Any) ->
     names = {"names": ["clone3", "pidfd_open"], **rule}
     box.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [names]}
     box.process["noNewPrivileges"] = False
-    touch = {"path": "/bin/touch", "args": ["touch", "/x"], "timeout": 5}
+    touch = {"path": "/bin/touch", "args": ["touch", "/x"], "timeout": LIMIT}
     box.config["hooks"] = {"startContainer": [touch]}
     box.probe()
     assert (box.rootfs / "x").exists()
     box.config["hooks"] = {
-        "startContainer": [{"path": "/bin/sleep", "args": ["sleep", "60"], "timeout": 1}]
+        "startContainer": [{"path": "/bin/sleep", "args": ["sleep", "600"], "timeout": 1}]
     }
     assert "no end after 1 s" in box.run().err
 
@@ -277,7 +277,7 @@ def test_poststart_that_fails_ends_the_container(box: Box) -> None:
     """runtime.md, "Lifecycle": it is removed, as by `delete`."""
     box.hook("poststart", "exit 3")
     told = tell(box, "poststop", "echo gone")
-    box.process["args"] = ["/bin/sleep", "60"]
+    box.process["args"] = ["/bin/sleep", "600"]
     box.create()
     pid = box.pid
     done = box.call("start", box.id)
@@ -305,7 +305,7 @@ def test_poststop_that_fails_hinders_nothing(box: Box) -> None:
 
 @pytest.mark.parametrize("name", ["TERM", "HUP", "INT"])
 def test_a_runtime_that_is_told_to_end_undoes_what_it_made(box: Box, name: str) -> None:
-    box.hook("createRuntime", f"echo $$ > {box.place}/there; sleep 60")
+    box.hook("createRuntime", f"echo $$ > {box.place}/there; sleep 600")
     told = tell(box, "poststop", "echo undone")
     box.write()
     words = box.words("run", "--bundle", str(box.bundle), box.id)
@@ -345,11 +345,22 @@ def test_no_poststop_where_no_hook_came_so_far(box: Box) -> None:
     assert not told.exists()
 
 
+def child_of_the_late(box: Box) -> int:
+    """Let a hook take longer than it may, but have begun; return the number that it has written."""
+    (box.place / "child").touch()
+    for timeout in (1, 5, 25):  # seconds, of which a busy machine takes some to begin
+        box.config["hooks"]["createRuntime"][0]["timeout"] = timeout
+        assert f"no end after {timeout} s" in box.refused()
+        if read(box.place / "child"):
+            break
+    return int(read(box.place / "child"))
+
+
 def test_a_hook_that_takes_too_long(box: Box) -> None:
     """It ends with all that it has started in its process group."""
-    box.hook("createRuntime", f"sleep 600 & echo $! > {box.place}/child; wait", timeout=1)
-    assert "no end after 1 s" in box.refused()
-    until(lambda: not alive(int(read(box.place / "child"))))
+    box.hook("createRuntime", f"sleep 600 & echo $! > {box.place}/child; wait")
+    child = child_of_the_late(box)
+    until(lambda: not alive(child))
 
 
 def test_a_hook_that_has_left_its_group(box: Box) -> None:
@@ -358,10 +369,9 @@ def test_a_hook_that_has_left_its_group(box: Box) -> None:
     code = (
         f"{leave}; open({str(box.place / 'child')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     )
-    box.hook("createRuntime", f'exec {sys.executable} -ISc "$1"', timeout=1)
+    box.hook("createRuntime", f'exec {sys.executable} -ISc "$1"')
     box.config["hooks"]["createRuntime"][0]["args"] += ["sh", code]
-    assert "no end after 1 s" in box.refused()
-    assert not alive(int(read(box.place / "child")))
+    assert not alive(child_of_the_late(box))
 
 
 @pytest.mark.parametrize("timeout", [0, -1])

@@ -104,7 +104,7 @@ def in_a_shared_tree(box: Box, script: str, *words: str) -> str:
     Its arguments are the words of a detached run of the box there.
     """
     prepare = "mount -t tmpfs none /mnt && mount --make-rshared / && cp -a $0 /mnt/bundle && "
-    box.process["args"] = ["/bin/sleep", "60"]
+    box.process["args"] = ["/bin/sleep", "600"]
     box.write()
     run = box.words("run", "--detach", "--bundle", "/mnt/bundle", box.id)
     shell = ["unshare", "--mount", "sh", "-euc", prepare + script, str(box.bundle)]
@@ -126,7 +126,7 @@ def test_no_other_namespace_sees_what_is_in_it(shared: Box) -> None:
     delete = shlex.join(shared.words("delete", "--force", shared.id))
     shown = "cut -d ' ' -f 5 /proc/$other/mountinfo"
     script = (
-        "unshare --mount --propagation slave sleep 60 & other=$!; "
+        "unshare --mount --propagation slave sleep 600 & other=$!; "
         "until grep -q sleep /proc/$other/comm; do :; done; "
         f'"$@"; cut -d " " -f 5 /proc/self/mountinfo; echo; {shown}; {delete}; echo; {shown}; '
         "kill $other"

@@ -368,8 +368,11 @@ def surroundings(it: Answers) -> None:
         if report.bits(name)
     })  # fmt: skip
     it.expect("18 umask", report.status("Umask"), "0022")
-    it.expect("18 nice", (report["nice"], report["scheduler"], report["timer"]), (0, 0, 0))
-    it.expect("18 processors", report["cpus"], os.cpu_count())
+    nice = os.getpriority(os.PRIO_PROCESS, 0)  # the caller's, as with every program
+    it.expect("18 nice", (report["nice"], report["scheduler"], report["timer"]), (nice, 0, 0))
+    # All, or the caller's where there is no group of its own, which would set them.
+    theirs = {os.cpu_count(), len(os.sched_getaffinity(0))}
+    it.expect("18 processors", report["cpus"] in theirs, True)
     it.expect("18 death signal", report["pdeathsig"], 0)
     it.expect("20 keyring", report["keyring"], -1)  # the call is refused
     it.expect("27 core", report.limit("Max core file size"), ["0", "0"])

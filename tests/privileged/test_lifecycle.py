@@ -58,7 +58,7 @@ def test_run_keeps_what_it_is_told_to_keep(box: Box) -> None:
 
 
 def test_run_detached_leaves_nobody_between(box: Box) -> None:
-    box.process["args"] = ["/bin/sleep", "60"]
+    box.process["args"] = ["/bin/sleep", "600"]
     good(box.run("--detach"))
     pid = box.pid
     # Its parent is whoever adopts orphans here, not a process of the runtime.
@@ -91,7 +91,7 @@ def test_run_forwards_signals(box: Box, name: str) -> None:
 
 def test_a_life_step_by_step(box: Box, place: Path) -> None:
     box.config["annotations"] = {"org.example": "yes"}
-    box.process["args"] = ["/bin/sh", "-c", "touch /began; sleep 60"]
+    box.process["args"] = ["/bin/sh", "-c", "touch /began; sleep 600"]
     box.create("--pid-file", str(place / "pid"))
     state = box.state()
     assert state["status"] == "created"
@@ -174,7 +174,7 @@ def test_an_id_is_there_once(box: Box) -> None:
 
 def test_the_configuration_is_that_of_create(box: Box) -> None:
     """What the bundle says later is not looked at: T-CF2."""
-    box.process["args"] = ["/bin/sleep", "60"]
+    box.process["args"] = ["/bin/sleep", "600"]
     box.create()
     box.hook("poststart", "touch $0/forged".replace("$0", str(box.place)))
     box.process["args"] = ["/bin/touch", "/forged"]
@@ -235,7 +235,7 @@ def test_a_created_container_ends_by_what_asks_it_to(box: Box, name: str, hook: 
 def test_kill_all_in_the_hosts_pid_namespace(box: Box) -> None:
     """Without a pid namespace nothing else ends the children."""
     box.share("pid")
-    box.process["args"] = ["/bin/sh", "-c", "sleep 60 & echo $! > /child; wait"]
+    box.process["args"] = ["/bin/sh", "-c", "sleep 600 & echo $! > /child; wait"]
     box.create()
     box.start()
     child = int(
@@ -338,7 +338,7 @@ def test_files_to_write_are_relative_to_the_caller(box: Box) -> None:
 
 
 def test_nothing_is_said_unasked(box: Box) -> None:
-    box.process["args"] = ["/bin/sleep", "60"]
+    box.process["args"] = ["/bin/sleep", "600"]
     spoken = [box.create(), box.start(), box.call("kill", box.id, "KILL")]
     until(lambda: box.state()["status"] == "stopped")
     spoken.append(box.delete())
@@ -347,7 +347,7 @@ def test_nothing_is_said_unasked(box: Box) -> None:
 
 def test_a_parent_that_dies_takes_no_container_along(box: Box) -> None:
     """The caller's death between create and start: the container stays startable."""
-    box.process["args"] = ["/bin/sleep", "60"]
+    box.process["args"] = ["/bin/sleep", "600"]
     box.write()
     words = box.words("create", "--bundle", str(box.bundle), box.id)
     good(call(["setsid", *words]))

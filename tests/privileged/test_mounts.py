@@ -767,7 +767,7 @@ def test_what_is_written_to_proc_is_written_to_the_real_one(
     In the container's root, or in a volume in which another container exchanges the names.
     """
     box.linux["sysctl"] = {"net.ipv4.ip_forward": "1"}
-    box.process.update(args=["/bin/sleep", "60"], oomScoreAdj=77)
+    box.process.update(args=["/bin/sleep", "600"], oomScoreAdj=77)
     if shared:
         volume = box.place / "volume"
         (volume / "x/proc").mkdir(parents=True)
@@ -786,7 +786,7 @@ def test_what_is_written_to_proc_is_written_to_the_real_one(
     with host_same(canary, fake_proc):
         for _ in range(6):
             with flipping(one, other), open(os.devnull, "w") as null:
-                done = call(traced(words, *slow, apart=True), stdout=null, limit=60)
+                done = call(traced(words, *slow, apart=True), stdout=null)
             if done.code == 0:
                 made += 1
                 assert written(box) == ("1", "77")
@@ -824,14 +824,14 @@ def test_what_shall_be_hidden_is_hidden_wherever_it_goes(box: Box, name: str) ->
     hidden = {"proc": ["timer_list", "keys"], "sys": ["kernel", "module"]}[name]
     box.linux["maskedPaths"] = [f"/{name}/{one}" for one in hidden]
     box.linux["readonlyPaths"] = [f"/{name}/fs"]
-    box.process["args"] = ["/bin/sleep", "60"]
+    box.process["args"] = ["/bin/sleep", "600"]
     (box.rootfs / "evil").mkdir()
     box.write()
     words = box.words("create", "--bundle", str(box.bundle), box.id)
     slow = ("trace=openat2,open_tree,move_mount", "inject=openat2:delay_enter=1000")
     for _ in range(12):
         with flipping(box.rootfs / name, box.rootfs / "evil"), open(os.devnull, "w") as null:
-            done = call(traced(words, *slow, apart=True), stdout=null, limit=60)
+            done = call(traced(words, *slow, apart=True), stdout=null)
         if done.code == 0:
             made = mounts_of(read(f"/proc/{box.pid}/mountinfo"))
             covered = {point.rpartition("/")[2] for point in made}

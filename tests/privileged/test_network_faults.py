@@ -7,14 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import network_hosts
 import pytest
 from network_hosts import ENVIRONMENT, HOOK, ROOT, Container, Host
-from runtime import LIMIT
+from runtime import LIMIT, started, until
 
 from minirun.network import address
 from minirun.network.plan import Request, files, hooks, parse_publish
@@ -102,10 +101,8 @@ def test_containers_that_died_are_swept(host: Host) -> None:
     dead, web = host.attached("dead"), host.attached("web")
     value = dead.ip
     dead.kill()
-    for _ in range(500):  # the kernel takes the namespace down in its own time
-        if address.link_name("default", "dead") not in host.links():
-            break
-        time.sleep(0.01)
+    # The kernel takes the namespace down in its own time.
+    until(lambda: address.link_name("default", "dead") not in host.links())
     expected = f"default: dead ({value}): its process is gone\n"
     assert host.gc("--dry-run") == "would release " + expected
     assert host.gc() == "released " + expected
@@ -151,16 +148,16 @@ def test_every_runtime_gives_the_same_network(host: Host, runtime: tuple[str, ..
     config["linux"].pop("resources", None)
     (bundle / "config.json").write_text(json.dumps(config))
     words = ("--root", str(host.directory / "root"), "run", "-b", str(bundle), "web")
-    running = subprocess.Popen(
+    with started(
         host.command(*runtime, *words), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
         text=True, env=ENVIRONMENT,
-    )  # fmt: skip
-    answer = "no:"
-    while answer.startswith("no:") and running.poll() is None:
-        answer = host.ask("127.0.0.1", 8080)
-    assert "10.42.0.2\\tweb\\n" in answer
-    assert "'nameserver 192.0.2.53\\n" in answer and "'web\\n'" in answer
-    assert running.communicate(timeout=LIMIT)[1] == ""
+    ) as running:  # fmt: skip
+        answer = "no:"
+        while answer.startswith("no:") and running.poll() is None:
+            answer = host.ask("127.0.0.1", 8080)
+        assert "10.42.0.2\\tweb\\n" in answer
+        assert "'nameserver 192.0.2.53\\n" in answer and "'web\\n'" in answer
+        assert running.communicate(timeout=LIMIT)[1] == ""
     assert running.returncode == 0
     host.assert_as_before()
 
@@ -190,7 +187,7 @@ def test_eight_at_once_get_addresses_of_their_own(host: Host) -> None:
     argv = [sys.executable, "-c", HOOK, "attach", "--state-dir", host.state_dir]
     request = '{"publish":[{"containerPort":80}]}'
 
-    def started(words: Sequence[str]) -> list[subprocess.Popen[str]]:
+    def begun(words: Sequence[str]) -> list[subprocess.Popen[str]]:
         made = []
         for container in containers:
             process = subprocess.Popen(
@@ -204,13 +201,13 @@ def test_eight_at_once_get_addresses_of_their_own(host: Host) -> None:
             made.append(process)
         return made
 
-    running = started([*argv, request])
+    running = begun([*argv, request])
     assert [(process.communicate()[1], process.returncode) for process in running] == [("", 0)] * 8
     addresses = {container.ip for container in containers}
     ports = {host.inspect(name)["ports"][0]["hostPort"] for name in names}
     assert len(addresses) == len(ports) == 8
     assert set(names) <= set(containers[0].names())
-    running = started([*argv[:3], "detach", *argv[4:], "default"])
+    running = begun([*argv[:3], "detach", *argv[4:], "default"])
     assert [(process.communicate()[1], process.returncode) for process in running] == [("", 0)] * 8
     host.assert_as_before()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 
 import network_hosts
 import pytest
 from network_hosts import Host, Namespace
+from runtime import until
 
 from minirun.errors import NotRunning
 from minirun.network import address, netns
@@ -84,11 +84,7 @@ def test_a_neighbours_address_cannot_be_forged(host: Host) -> None:
     # Without the table the same frame is believed.
     host.run("nft", "delete", "table", "bridge", "minirun")
     forger.run(*forge)
-    for _ in range(100):
-        if _neighbour(victim, other.ip) == macs["forger"]:
-            return
-        time.sleep(0.02)
-    raise AssertionError("the frame proves nothing")
+    until(lambda: _neighbour(victim, other.ip) == macs["forger"])  # else the frame proves nothing
 
 
 def test_cloud_metadata_is_a_switch(host: Host) -> None:

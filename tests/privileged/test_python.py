@@ -185,7 +185,7 @@ def test_what_a_life_loads(box: Box) -> None:
     start = box.command.index("-ISB")
     box.command = [*box.command[:start], "-X", "importtime", *box.command[start:]]
     box.user_namespace()
-    box.process["args"] = ["/bin/sleep", "60"]
+    box.process["args"] = ["/bin/sleep", "600"]
     box.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}
     box.hook("createRuntime", "true")
     told = [box.create(), box.start(), box.call("state", box.id), box.exec("/bin/true")]
@@ -219,7 +219,7 @@ def every_verb(box: Box, **options: Any) -> None:
     """Call what needs no container, then a whole life."""
     for words in VERBS:
         box.call(*words, **options)
-    box.process["args"] = ["/bin/sleep", "60"]
+    box.process["args"] = ["/bin/sleep", "600"]
     box.create(**options)
     box.start(**options)
     good(box.exec("/bin/true", **options))

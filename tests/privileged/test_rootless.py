@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ def test_root_inside_is_the_user_outside(user: UserBox) -> None:
 
 
 def test_the_life_of_one(user: UserBox) -> None:
-    user.process["args"] = ["/bin/sleep", "60"]
+    user.process["args"] = ["/bin/sleep", "600"]
     user.create()
     assert user.state()["status"] == "created"
     mode = user.root.stat()
@@ -297,7 +296,7 @@ def session() -> Iterator[int]:
     yield uid
     subprocess.run(["loginctl", "disable-linger", NAME], check=True)
     subprocess.run(["systemctl", "stop", f"user@{uid}.service"], check=True)
-    time.sleep(0.5)
+    until(lambda: not as_root("pgrep", "--uid", NAME))
     subprocess.run(["userdel", "--remove", NAME], check=False)
 
 
@@ -371,7 +370,7 @@ def test_a_scope_of_the_users_manager(member: UserBox) -> None:
 def test_exec_is_put_into_the_scope(member: UserBox) -> None:
     member.command = [*member.command, "--systemd-cgroup"]
     pid = member.up()
-    with started(member.words("exec", member.id, "/bin/sleep", "30")) as running:
+    with started(member.words("exec", member.id, "/bin/sleep", "600")) as running:
         group = cgroup_of(pid)
         until(lambda: len(read(group / "cgroup.procs").split()) > 1)
         good(member.delete("--force"))

@@ -33,7 +33,7 @@ def cpus_of(pid: int) -> str:
 
 def run_another(box: Box, place: Path, **fields: Any) -> int:
     """Add a process by `exec --process` that sleeps; return its number."""
-    process = {"args": ["/bin/sleep", "60"], "cwd": "/", **fields}
+    process = {"args": ["/bin/sleep", "600"], "cwd": "/", **fields}
     (place / "process.json").write_text(json.dumps(process))
     pid_file = place / "exec.pid"
     flags = ("--detach", "--pid-file", str(pid_file), "--process", str(place / "process.json"))
@@ -125,7 +125,7 @@ two_cpus = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU"
 @two_cpus
 @pytest.mark.requires("cgroup2")
 def test_the_callers_cpus_are_not_the_containers(box: Box) -> None:
-    box.process["args"] = ["/bin/sleep", "60"]
+    box.process["args"] = ["/bin/sleep", "600"]
     box.write()
     pinned = ["taskset", "-c", "0", *box.words("create", "--bundle", str(box.bundle), box.id)]
     good(call(pinned))

@@ -13,7 +13,6 @@ import socket
 import struct
 import subprocess
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -50,7 +49,8 @@ class Agent(threading.Thread):
         self.listener.listen()
         self.reader, self.stop = os.pipe()
         self.fds: list[int] = []
-        self.patience = 0.0  # seconds that an answer takes
+        self.patience = 0.0  # seconds that an answer takes; less once it shall end
+        self.hurry = threading.Event()
         self.leaves = False  # whether it lets go of each listener at once
 
     def run(self) -> None:
@@ -89,7 +89,7 @@ class Agent(threading.Thread):
             return  # who asked was killed
         ident, pid, _, number, *_ = NOTIF.unpack(request)
         self.asked.append((pid, number))
-        time.sleep(self.patience)
+        self.hurry.wait(self.patience)
         error, flags = (-errno.ENOMEDIUM, 0) if number in MKDIR else (0, CONTINUE)
         try:
             fcntl.ioctl(fd, SEND, bytearray(RESPONSE.pack(ident, 0, error, flags)))
@@ -97,6 +97,7 @@ class Agent(threading.Thread):
             pass  # killed meanwhile
 
     def end(self) -> None:
+        self.hurry.set()
         os.write(self.stop, b"x")
         self.join(LIMIT)
         assert not self.is_alive(), "the agent has not ended"  # its descriptors are still watched
@@ -195,7 +196,7 @@ def test_create_fails_when_the_agent_has_left(
 def test_a_create_that_is_ended_while_the_agent_thinks(
     box: Box, agent: Agent, tmp_path: Path
 ) -> None:
-    agent.patience = 2
+    agent.patience = LIMIT
     notify(box, tmp_path, "execveat")
     box.write()
     words = box.words("create", "--bundle", str(box.bundle), box.id)

@@ -243,7 +243,7 @@ def test_a_property_that_systemd_does_not_know(sd: Box) -> None:
 def test_a_unit_of_that_name_is_not_taken(sd: Box) -> None:
     unit = unit_of(sd)
     holder = subprocess.Popen(
-        ["systemd-run", "--quiet", "--scope", f"--unit={unit}", "sleep", "60"]
+        ["systemd-run", "--quiet", "--scope", f"--unit={unit}", "sleep", "600"]
     )
     try:
         until(lambda: show(unit, "ActiveState")["ActiveState"] == "active")

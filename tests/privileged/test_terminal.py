@@ -70,7 +70,7 @@ def created(box: Box, *args: str, **options: Any) -> Iterator[int]:
 
 
 def test_the_master_comes_over_the_socket(box: Box) -> None:
-    box.process.update(args=["/bin/sleep", "60"], terminal=True)
+    box.process.update(args=["/bin/sleep", "600"], terminal=True)
     with listening(box.place / "console") as server:
         box.create("--console-socket", str(box.place / "console"))
         master, payload = receive(server)
@@ -106,7 +106,7 @@ def test_the_process_controls_it(box: Box) -> None:
 
 def test_its_size(box: Box) -> None:
     box.process["consoleSize"] = {"height": 33, "width": 99}
-    with created(box, "/bin/sleep", "60") as master:
+    with created(box, "/bin/sleep", "600") as master:
         size = fcntl.ioctl(master, termios.TIOCGWINSZ, bytes(8))
         assert struct.unpack("HHHH", size)[:2] == (33, 99)
 
@@ -379,7 +379,7 @@ def test_nothing_is_typed_for_the_caller(box: Box) -> None:
 
 def test_the_payload_survives_a_caller_that_goes(box: Box) -> None:
     """A created container outlives the terminal of whoever called create."""
-    box.process["args"] = ["/bin/sleep", "60"]
+    box.process["args"] = ["/bin/sleep", "600"]
     box.write()
     words = box.words("create", "--bundle", str(box.bundle), box.id)
     with in_a_terminal(words) as (_master, process):

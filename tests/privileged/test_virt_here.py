@@ -26,7 +26,7 @@ STATUSES = {0, 10, 11, 12, 13, 14}
 
 
 def virt(*words: str, before: tuple[str, ...] = ()) -> Done:
-    return call([*before, *command(), "virt", *words], limit=60)
+    return call([*before, *command(), "virt", *words])
 
 
 def document(*words: str) -> dict[str, Any]:
@@ -99,8 +99,11 @@ def test_a_guest_that_does_something_else_is_not_taken_for_proof(
 @pytest.mark.requires("kvm")
 def test_a_guest_that_never_leaves_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guest, "_LONG", bytes.fromhex("ebfe"))  # jmp to itself
-    found = child.run([guest.run_all], limit=1)
-    assert found["ended"] == "was killed after 1 s"
+    for limit in (1, 5, 25):  # seconds: the one before it takes its time on a busy machine
+        found = child.run([guest.run_all], limit=limit)
+        assert found["ended"] == f"was killed after {limit} s"
+        if "ring0" in found.get("probe", {}).get("modes", {}):
+            break
     assert found["probe"]["modes"]["real"]["ran"]
     assert found["probe"]["modes"]["ring0"] == {"tried": True}
 
@@ -139,13 +142,13 @@ def with_python(box: Box) -> None:
 def test_in_a_container(box: Box) -> None:
     with_python(box)
     box.process["args"] = [*command(), "virt", "--json"]
-    done = box.run(limit=60)
+    done = box.run()
     found = json.loads(done.out)
     assert found["layers"][0]["kind"] == "container"
     assert found["layers"][-1]["kind"] == document()["layers"][-1]["kind"]
     assert found["facts"]["container.inside"]["value"] is True
     box.process["args"] = [*command(), "virt", "--is", "container"]
-    assert box.run(limit=60).code == 0
+    assert box.run().code == 0
     # The tests have a mount namespace: with a marker left over, and root kept from process 1, that
     # can be unknown.
     assert virt("--is", "container").code in (1, 14)
@@ -155,14 +158,14 @@ def test_in_a_container(box: Box) -> None:
 def test_in_a_container_that_has_the_device(box: Box) -> None:
     with_python(box)
     box.process["args"] = [*command(), "virt", "--json"]
-    without = json.loads(box.run(limit=60).out)["verdict"]
+    without = json.loads(box.run().out)["verdict"]
     assert (without["code"], without["fixes"][0]["id"]) == ("NODE_MISSING", "allow_device")
     box.linux["devices"] = [
         {"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232, "fileMode": 0o600}
     ]
-    filtered = json.loads(box.run(limit=60).out)["verdict"]
+    filtered = json.loads(box.run().out)["verdict"]
     assert filtered["code"] == "PERM_CGROUP"
     allowed = {"allow": True, "type": "c", "major": 10, "minor": 232, "access": "rw"}
     box.linux["resources"] = {"devices": [allowed]}
-    verdict = json.loads(box.run(limit=60).out)["verdict"]
+    verdict = json.loads(box.run().out)["verdict"]
     assert verdict["code"] == document()["verdict"]["code"]
