@@ -160,7 +160,7 @@ def _written(directory: str) -> int:
 
 
 def test_all_eight_namespaces_differ(data: Path) -> None:
-    with detached("apart", "sleep", "60", data=data) as pid:
+    with detached("apart", "sleep", "600", data=data) as pid:
         inside = {name: os.stat(f"/proc/{pid}/ns/{name}").st_ino for name in NAMESPACES}
     ours = {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in NAMESPACES}
     print("namespaces:", inside)
@@ -177,7 +177,7 @@ def test_all_eight_namespaces_differ(data: Path) -> None:
     ],
 )  # fmt: skip
 def test_capability_sets(data: Path, flags: tuple[str, ...], names: str) -> None:
-    with detached("caps", "sleep", "60", data=data, flags=flags) as pid:
+    with detached("caps", "sleep", "600", data=data, flags=flags) as pid:
         with open(f"/proc/{pid}/status") as file:
             sets = {
                 line.split()[0][3:-1]: line.split()[1] for line in file if line.startswith("Cap")
