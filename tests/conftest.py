@@ -101,6 +101,8 @@ WORDS: dict[str, Callable[[], bool]] = {
 # Words that the promise `host` does not cover, and those that none does.
 ONLY_VM = {"vm", "systemd", "limits", "crun", "criu", *ENGINES}
 UNPROMISED = {"kvm", "qemu"}
+if "ID=ubuntu\n" in _read("/etc/os-release"):
+    UNPROMISED.add("criu")  # 24.04 has no package of it
 
 
 def _kernel() -> tuple[int, int]:

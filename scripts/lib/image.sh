@@ -1,20 +1,39 @@
 # shellcheck shell=bash
-# The steps of a Debian machine image, in the order in which vm-image takes them. Sourced, not run.
+# The steps of a machine image, in the order in which vm-image takes them. Sourced, not run.
 #
 # A step is a function of the target format ($1) and of what it works on. Formats:
 #   vm   kernel, initrd and an ext4 disk without a partition table: scripts/vm boots them directly
 #   box  a disk that boots by its BIOS, with the user and the key that Vagrant expects (lib/box.sh)
 # Nothing here mounts anything or takes a loop device: mkfs.ext4 -d fills the file system from a directory.
 
-image_suite=bookworm
+image_suite=${MINIRUN_VM_SUITE:-bookworm}
 image_disk_size=6G
+image_without=() # packages that the release does not have
+# Kernels without drivers of real hardware.
+case $image_suite in
+    bookworm)
+        image_kernel=linux-image-cloud-amd64
+        image_keyring=${MINIRUN_VM_KEYRING:-/usr/share/keyrings/debian-archive-keyring.gpg}
+        image_sources=(${MINIRUN_VM_MIRROR:+"$MINIRUN_VM_MIRROR"}) # mmdebstrap knows Debian's
+        ;;
+    noble)
+        image_kernel=linux-image-virtual
+        image_keyring=${MINIRUN_VM_KEYRING:-/usr/share/keyrings/ubuntu-archive-keyring.gpg}
+        image_without=(criu)
+        image_sources=()
+        for image_pocket in noble noble-updates noble-security; do
+            image_sources+=("deb ${MINIRUN_VM_MIRROR:-http://archive.ubuntu.com/ubuntu} $image_pocket main universe")
+        done
+        ;;
+    *) die "unknown release: $image_suite (known: bookworm, noble)" ;;
+esac
 
 # What the tests and Vagrant ask of the machine, by purpose. No recommended packages: each name below is meant.
 # The same for all formats, so that one can begin with what another has unpacked.
 image_packages() {
     local packages=(
         systemd-sysv dbus udev kmod libpam-systemd dbus-user-session    # init, and user sessions for rootless
-        linux-image-cloud-amd64 initramfs-tools zstd e2fsprogs          # a kernel without drivers of real hardware
+        "$image_kernel" initramfs-tools zstd e2fsprogs
         openssh-server iproute2 nftables procps less ca-certificates
         python3 python3-venv                                            # what minirun itself needs
         conmon libseccomp2 uidmap busybox-static
@@ -26,7 +45,7 @@ image_packages() {
         gcc libc6-dev python3-dev libcap-dev                            # python-prctl, where the host's Python differs
         sudo rsync systemd-resolved                                     # Vagrant's user, folders and names
     )
-    printf '%s\n' "${packages[@]}"
+    printf '%s\n' "${packages[@]}" | grep -vxF "$(printf '%s\n' "${image_without[@]}")"
 }
 
 # Unpacks and configures the packages into DIRECTORY. The initrd's modules are listed before the kernel is
@@ -45,13 +64,13 @@ printf '%s\n' virtio_pci virtio_blk virtio_net virtio_rng virtio_scsi sd_mod ext
 SETUP
     chmod +x "$setup"
     mmdebstrap --verbose --mode=root --variant=minbase --include="$packages" --setup-hook="$setup" \
-        --keyring=/usr/share/keyrings/debian-archive-keyring.gpg \
+        --keyring="$image_keyring" \
         --aptopt='Acquire::Languages "none"' \
         --aptopt='APT::Install-Recommends "false"' \
         --dpkgopt='path-exclude=/usr/share/doc/*' \
         --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' \
-        "$image_suite" "$root" ${MINIRUN_VM_MIRROR:+"$MINIRUN_VM_MIRROR"}
+        "$image_suite" "$root" "${image_sources[@]}"
 }
 
 # The tree as it has been unpacked, for another format: archive_tree ROOT FILE, extract_tree FILE ROOT.

@@ -30,7 +30,11 @@ HOST_TOOLS = {
     "ssh": "openssh-client",
     "tar": "tar",
 }
-DEBIAN_KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+# Release: its keys, and their package.
+KEYS = {
+    "bookworm": ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
+    "noble": ("/usr/share/keyrings/ubuntu-archive-keyring.gpg", "ubuntu-keyring"),
+}
 
 
 class Image:
@@ -44,6 +48,7 @@ class Image:
         recipe = hashlib.sha256()
         for part in RECIPE:
             recipe.update(part.read_bytes())
+        recipe.update(suite().encode())
         return cls(cache_dir() / f"image-{recipe.hexdigest()[:12]}")
 
     def exists(self) -> bool:
@@ -53,11 +58,20 @@ class Image:
         return os.fspath(self.directory / name)
 
 
+def suite() -> str:
+    """Returns the release that the image is of."""
+    name = os.environ.get("MINIRUN_VM_SUITE") or "bookworm"
+    if name not in KEYS:
+        raise Failure(f"MINIRUN_VM_SUITE: unknown release: {name} (known: {', '.join(KEYS)})")
+    return name
+
+
 def missing_packages() -> list[str]:
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     missing = [package for tool, package in HOST_TOOLS.items() if not shutil.which(tool, path=path)]
-    if not DEBIAN_KEYS.exists():
-        missing.append("debian-archive-keyring")
+    keys, package = KEYS[suite()]
+    if not Path(os.environ.get("MINIRUN_VM_KEYRING") or keys).exists():
+        missing.append(package)
     return missing
 
 
