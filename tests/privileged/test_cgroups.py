@@ -29,6 +29,7 @@ from minirun.spec import Resources
 
 pytestmark = pytest.mark.requires("root")
 
+NOBODY = 2**22  # no process has this number or a higher one: proc_sys_kernel(5), pid_max
 TOP = f"/minirun-test-{os.getpid()}"
 
 
@@ -102,14 +103,14 @@ def test_a_process_is_added(tree: Hierarchy, top: str, sleeper: subprocess.Popen
         assert not made.populated()
         made.add(sleeper.pid)
         assert cgroup_of(sleeper.pid) == f"{top}/a" == path_of(tree, sleeper.pid)
-        assert path_of(tree, 2**22 - 1) is None
+        assert path_of(tree, NOBODY) is None
         assert made.procs() == [sleeper.pid]
         assert made.populated()
 
 
 def test_a_process_that_is_not_there_is_not_added(tree: Hierarchy, top: str) -> None:
     with create(tree, top) as made, pytest.raises(MinirunError, match=r"cgroup\.procs.*process"):
-        made.add(2**22 - 1)
+        made.add(NOBODY)
 
 
 def test_a_child_is_born_in_the_group(tree: Hierarchy, top: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runtime import LIMIT, started
+from runtime import LIMIT, started, until
 
 from minirun import blockdev
 from minirun.cgroups import limits, stats
@@ -159,8 +159,7 @@ def test_a_fork_bomb_is_killed(tree: Hierarchy, top: str) -> None:
         if pid == 0:
             os.execv(sys.executable, [sys.executable, "-ISc", BOMB])
         os.close(pidfd)
-        while stats.usage(made)["pids"]["current"] < 50:
-            pass
+        until(lambda: stats.usage(made)["pids"]["current"] >= 50)
         made.kill()
         os.waitpid(pid, 0)
         assert "populated 0" in text(f"{top}/a", "cgroup.events").split("\n")
