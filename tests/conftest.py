@@ -86,6 +86,8 @@ WORDS: dict[str, Callable[[], bool]] = {
     # Installed, and able to work on this kernel: each CRIU knows the kernels of its time.
     "criu": lambda: shutil.which("criu") is not None and not _status("criu", "check"),
     "systemd": lambda: os.path.isdir("/run/systemd/system"),
+    # Ubuntu's: user namespaces without rights for whom no profile of AppArmor grants them.
+    "restriction": lambda: _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1\n",
     "kvm": lambda: os.access("/dev/kvm", os.R_OK | os.W_OK),
     # What a virtual machine takes: QEMU, and a kernel that somebody points to.
     "qemu": lambda: bool(
@@ -100,7 +102,7 @@ WORDS: dict[str, Callable[[], bool]] = {
 }
 # Words that the promise `host` does not cover, and those that none does.
 ONLY_VM = {"vm", "systemd", "limits", "crun", "criu", *ENGINES}
-UNPROMISED = {"kvm", "qemu"}
+UNPROMISED = {"kvm", "qemu", "restriction"}
 if "ID=ubuntu\n" in _read("/etc/os-release"):
     UNPROMISED.add("criu")  # 24.04 has no package of it
 

@@ -114,9 +114,11 @@ image_services() {
         systemd-binfmt.service getty@tty1.service serial-getty@ttyS0.service nftables.service \
         podman.service podman.socket podman-auto-update.timer podman-auto-update.service \
         podman-restart.service systemd-update-utmp.service systemd-update-utmp-runlevel.service \
-        docker.service docker.socket containerd.service apparmor.service rsync.service \
+        docker.service docker.socket containerd.service rsync.service \
         systemd-hwdb-update.service keyboard-setup.service console-setup.service
     [ "$format" = box ] || chroot "$root" systemctl --quiet mask systemd-resolved.service
+    # Ubuntu's profiles are a part of how user namespaces work there.
+    [ "$image_suite" = noble ] || chroot "$root" systemctl --quiet mask apparmor.service
     rm -f "$root"/etc/systemd/system/*.wants/podman*
     # A test that fills the journal, or hundreds of failing units, must not slow the rest down.
     install -d "$root/etc/systemd/journald.conf.d"

@@ -12,7 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runtime import CHECKOUT, LIMIT, Box, alive, cgroup_of, development, good, read, started, until
+from conftest import missing
+from runtime import (
+    CHECKOUT,
+    LIMIT,
+    Box,
+    alive,
+    cgroup_of,
+    command,
+    development,
+    good,
+    read,
+    started,
+    until,
+)
 from test_seccomp_notify import MKDIR, Agent, notify
 
 pytestmark = pytest.mark.requires("root", "userns", "setpriv", "unshare")
@@ -52,6 +65,31 @@ class UserBox(Box):
             f"DBUS_SESSION_BUS_ADDRESS=unix:path={self.runtime}/bus",
         ]
         return ["setpriv", *ids, "env", "-i", *env, *self.before, *self.command, *words]
+
+
+# As minirun(1) has it, but for the path.
+PROFILE = """abi <abi/4.0>,
+profile minirun {path} flags=(unconfined) {{
+  userns,
+}}
+"""
+
+
+def parser(option: str) -> None:
+    """Have the kernel take the profile of minirun, or forget it."""
+    text = PROFILE.format(path=command()[0])
+    subprocess.run(["apparmor_parser", option], input=text, text=True, check=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def profile() -> Iterator[None]:
+    """Where AppArmor restricts user namespaces, minirun has the profile that is recommended."""
+    if not missing(("restriction",), None):
+        parser("--replace")
+        yield
+        parser("--remove")
+    else:
+        yield
 
 
 @pytest.fixture
@@ -269,6 +307,23 @@ def test_no_user_namespaces_are_explained(user: UserBox) -> None:
     with in_a_terminal(user.words("run", "--bundle", str(user.bundle), user.id)) as (master, _run):
         text = read_until(master, b"fix: ")
     assert b"user.max_user_namespaces=0" in text, text
+
+
+@pytest.mark.requires("restriction")
+def test_ubuntus_restriction_is_explained(user: UserBox) -> None:
+    from runtime import in_a_terminal, read_until
+
+    user.process["args"] = ["/bin/true"]
+    user.write()
+    words = user.words("run", "--bundle", str(user.bundle), user.id)
+    parser("--remove")
+    try:
+        with in_a_terminal(words) as (master, _run):
+            text = read_until(master, b"minirun(1)")
+    finally:
+        parser("--replace")
+    assert b"kernel.apparmor_restrict_unprivileged_userns=1" in text, text
+    good(user.call("run", "--bundle", str(user.bundle), user.id))
 
 
 # ---------------------------------------------------------------- with a session, in the machine
