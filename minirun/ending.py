@@ -117,7 +117,10 @@ def delete(root: str, cid: str, force: bool) -> None:
             return
         status = container.status()
         if status == "running" and not force:
-            raise StateError(f"cannot delete container {cid} that is not stopped: running")
+            raise StateError(
+                f"cannot delete container {cid} that is not stopped: running",
+                fix=f"minirun kill {cid} first, or minirun delete --force {cid}",
+            )
         if status in ("created", "running"):
             end(container)
         destroy(container)

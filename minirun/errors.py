@@ -19,6 +19,10 @@ in a message that an engine parses would change the engine's exit code.
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class MinirunError(Exception):
     """Anything that minirun refuses or fails at.
@@ -61,6 +65,11 @@ class StateError(MinirunError):
 class DoesNotExist(StateError):
     """No container has this ID."""
 
+    def __init__(self, cid: str) -> None:
+        super().__init__(
+            f"container does not exist: {cid}", fix="minirun list shows which there are"
+        )
+
 
 class AlreadyExists(StateError):
     """The ID is taken."""
@@ -100,3 +109,11 @@ def describe(error: BaseException) -> str:
         where = call or (repr(error.filename) if error.filename is not None else "")
         return f"{where}: {error.strerror.lower()}" if where else error.strerror.lower()
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def similar(word: str, known: Iterable[str]) -> str:
+    """Ask whether one of the known words was meant; "" where none is like it."""
+    import difflib  # 10 ms, which a person waits for once
+
+    found = difflib.get_close_matches(word, list(known), 1, 0.66)
+    return f"did you mean {found[0]}?" if found else ""

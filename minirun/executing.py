@@ -50,7 +50,10 @@ def _prepare(container: Container, process: Process, launch: Launch) -> Setup:
     check_streams(setup)
     status = container.status()
     if status == "stopped":
-        raise StateError("cannot exec in a stopped container")
+        raise StateError(
+            "cannot exec in a stopped container",
+            fix=f"minirun delete {container.id}, and run it anew",
+        )
     setup.pidfd = container.pidfd()
     setup.pid = container.saved.pid
     _enter_group(setup, container)
@@ -84,7 +87,10 @@ def _enter_group(setup: Setup, container: Container) -> None:
             )
         return
     if group.frozen() and not setup.launch.ignore_paused:
-        raise StateError("cannot exec in a paused container (use --ignore-paused to override)")
+        raise StateError(
+            "cannot exec in a paused container (use --ignore-paused to override)",
+            fix=f"minirun resume {container.id}",
+        )
     if setup.launch.cgroup:
         group = open_subgroup(group, setup.launch.cgroup)
     elif (group.get("cgroup.subtree_control") or "").strip():

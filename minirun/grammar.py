@@ -236,4 +236,7 @@ def _check_count(verb: Verb, options: Options) -> None:
     bound = verb.least if count < verb.least else most
     if verb.least == most:
         which = "exactly"
-    raise UsageError(f'"{verb.name}" requires {which} {bound} argument(s)')
+    fix = ""
+    if verb.most is None and most == 1 < count:
+        fix = "a command after the ID goes with --rootfs NAME; a bundle has its own in config.json"
+    raise UsageError(f'"{verb.name}" requires {which} {bound} argument(s)', fix=fix)

@@ -30,8 +30,10 @@ def start(root: str, cid: str) -> None:
     with state.load(root, cid, lock=True) as container:
         status = container.status()
         if status != "created":
+            message = _REFUSED.get(status, f"cannot start a container in the {status} state")
+            ended = status == "stopped"
             raise StateError(
-                _REFUSED.get(status, f"cannot start a container in the {status} state")
+                message, fix=f"minirun delete {cid}, and create it anew" if ended else ""
             )
         spec = container.spec
         setup = Setup(cid, spec, spec.process or Process(), container.saved.bundle, Launch())

@@ -186,9 +186,9 @@ class Container:
             # The directory may have gone while we waited, and another may bear its name.
             here, there = os.fstat(self.dirfd), os.stat(self.path, follow_symlinks=False)
         except FileNotFoundError:
-            raise DoesNotExist(f"container does not exist: {self.id}") from None
+            raise DoesNotExist(self.id) from None
         if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
-            raise DoesNotExist(f"container does not exist: {self.id}")
+            raise DoesNotExist(self.id)
         return True
 
     def read(self) -> None:
@@ -197,7 +197,7 @@ class Container:
             self.saved = Saved.decode(jsontext.read(STATE, "state.json", self.dirfd))
         except FileNotFoundError:
             if self._comes_or_goes():
-                raise DoesNotExist(f"container does not exist: {self.id}") from None
+                raise DoesNotExist(self.id) from None
             raise self._unusable("state.json is missing") from None
         except (MinirunError, OSError) as error:
             raise self._unusable(getattr(error, "message", error)) from None
@@ -349,12 +349,12 @@ def find(root: str, cid: str, *, lock: bool = False) -> Container:
     try:
         rootfd = open_root(root, make=False)
     except FileNotFoundError:
-        raise DoesNotExist(f"container does not exist: {cid}") from None
+        raise DoesNotExist(cid) from None
     try:
         dirfd = os.open(cid, os.O_RDONLY | os.O_DIRECTORY | _NOFOLLOW, dir_fd=rootfd)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            raise DoesNotExist(f"container does not exist: {cid}") from None
+            raise DoesNotExist(cid) from None
         raise
     finally:
         os.close(rootfd)

@@ -105,16 +105,18 @@ def _traced(handler: Handler, options: Options) -> int:
 
 
 def _tell(options: Options) -> int:
-    from minirun.cli.help import overview, verb_help
+    from minirun.cli.help import meant, overview, verb_help
 
     if options.version:
         return write(version())
     name = "".join(options.args[:1]) if options.verb == "help" else options.verb
     if name in HUMAN:
-        return _human(options, [name, "--help"])
+        return _human(
+            options, [name, *(options.args[1:] if options.verb == "help" else ()), "--help"]
+        )
     verb = VERBS.get(name)
     if verb is None and name not in ("", "help"):
-        raise UnknownCommand(f"No help topic for '{name}'", fix=_meant(name))  # runc's words
+        raise UnknownCommand(f"No help topic for '{name}'", fix=meant(name))  # runc's words
     if verb is None:
         return write(overview())
     status = write(verb_help(verb))
@@ -129,14 +131,10 @@ def _tell(options: Options) -> int:
 def _handler(name: str) -> Handler:
     verb = VERBS.get(name)
     if verb is None:
-        raise UnknownCommand(f'unknown command "{name}"', fix=_meant(name))
+        from minirun.cli.help import meant
+
+        raise UnknownCommand(f'unknown command "{name}"', fix=meant(name))
     return _load(verb.handler)
-
-
-def _meant(name: str) -> str:
-    from minirun.cli.help import similar
-
-    return similar(name, (*VERBS, *HUMAN)) or "minirun --help lists the commands"
 
 
 def _load(place: str) -> Handler:

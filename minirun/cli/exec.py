@@ -46,7 +46,10 @@ def read_process(path: str) -> Process:
 def process_of(options: Options, base: Process) -> Process:
     """Change the container's process as the flags say. Raises MinirunError."""
     if len(options.args) < 2:
-        raise MinirunError("process args cannot be empty")
+        raise MinirunError(
+            "process args cannot be empty",
+            fix="name the command after the ID, as in minirun exec ID sh",
+        )
     changed: dict[str, Any] = {
         "args": options.args[1:],
         "terminal": options.tty,

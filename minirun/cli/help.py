@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+from minirun.errors import similar
 from minirun.grammar import FLAG, Option, Verb
 from minirun.options import GLOBALS, HUMAN, ROOTFS, VERBS
 
@@ -13,6 +16,28 @@ if TYPE_CHECKING:
 
 _WIDTH = 79
 _INDENT = "   "
+
+# Commands of docker and podman, and other words that hands try, with what does it here.
+_ELSEWHERE = {
+    "attach": "minirun run without -d stays attached; minirun exec ID COMMAND looks into one",
+    "build": "minirun rootfs build busybox, or minirun rootfs import FILE.tar.gz --name NAME",
+    "doctor": "minirun virt tells of virtual machines, minirun features of this runtime",
+    "images": "minirun rootfs list",
+    "import": "minirun rootfs import FILE.tar.gz --name NAME",
+    "inspect": "minirun state ID, minirun plan ID, minirun network inspect ID",
+    "logs": "no output is kept but in a file of yours: minirun run -d ... >ID.log 2>&1",
+    "pod": "minirun learn pods shows how to make one",
+    "pull": "minirun rootfs pull alpine",
+    "remove": "minirun delete ID",
+    "restart": "minirun delete --force ID, and run it anew",
+    "rm": "minirun delete ID",
+    "rmi": "minirun rootfs rm NAME",
+    "shell": "minirun exec -t ID sh",
+    "stats": "minirun events --stats ID",
+    "stop": "minirun kill ID, then minirun delete ID",
+    "top": "minirun ps ID",
+    "unpause": "minirun resume ID",
+}
 
 
 def overview() -> str:
@@ -35,7 +60,8 @@ def overview() -> str:
             "GLOBAL OPTIONS:",
             *_options(GLOBALS),
             "",
-            f"{_INDENT}minirun COMMAND --help tells more about a command.",
+            f"{_INDENT}minirun COMMAND --help tells more about a command, man minirun-COMMAND",
+            f"{_INDENT}all of it; minirun learn lists lessons and pages.",
             "",
         ]
     )
@@ -52,6 +78,7 @@ def verb_help(verb: Verb) -> str:
     lines += ["OPTIONS:", *_options((*plain, Option("help h", FLAG, "show this help")))]
     if len(plain) < len(verb.options):
         lines += ["", "OPTIONS WITH --rootfs:", *_options(ROOTFS)]
+    lines += ["", f"{_INDENT}man minirun-{verb.name} tells more."]
     return "\n".join([*lines, ""])
 
 
@@ -60,19 +87,22 @@ def advice(error: UsageError, verb: Verb | None) -> str:
     name, _, rest = error.message.partition(": -")
     options = verb.options if verb is not None else GLOBALS
     shown = [f"--{word}" for o in options if not o.hidden for word in o.names if len(word) > 1]
-    meant = ""
+    close = ""
     if name == "flag provided but not defined":
-        meant = similar("--" + rest.lstrip("-"), shown)
+        close = similar("--" + rest.lstrip("-"), shown)
     more = f"see minirun {verb.name} --help" if verb is not None else "see minirun --help"
-    return f"{meant}; {more}" if meant else more
+    return f"{close} {more}" if close else more
 
 
-def similar(word: str, known: Iterable[str]) -> str:
-    """Ask whether one of the known words was meant; "" where none is like it."""
-    import difflib  # 10 ms, which a person waits for once
-
-    found = difflib.get_close_matches(word, list(known), 1, 0.7)
-    return f"did you mean {found[0]}?" if found else ""
+def meant(name: str) -> str:
+    """Say in a line what may have been meant by a command that there is not."""
+    if name in _ELSEWHERE:
+        return _ELSEWHERE[name]
+    topic = os.path.basename(name)
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if os.path.isfile(os.path.join(package, "pages", f"{topic}.md")):
+        return f"minirun learn {topic} shows that page"
+    return similar(name, (*VERBS, *HUMAN)) or "minirun --help lists the commands"
 
 
 def _usages(verb: Verb) -> list[str]:

@@ -16,7 +16,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from minirun import log
-from minirun.errors import MinirunError
+from minirun.errors import MinirunError, UsageError, similar
 from minirun.grammar import FLAG, LIST, NUMBER, Option, Options, Verb
 from minirun.options import GLOBALS, HUMAN, VERBS
 
@@ -44,11 +44,24 @@ def run(argv: Sequence[str], options: Options) -> int:
 
 
 def _click_failed(error: click.ClickException) -> int:
-    usage = getattr(error, "ctx", None)
-    if usage is not None:
-        click.echo(usage.get_usage(), err=True)
-    log.error(MinirunError(error.format_message()))
+    log.error(refusal(error))
     return 1
+
+
+def refusal(error: click.ClickException) -> UsageError:
+    """Say an error of click's as ours are: one line, and what may have been meant as its fix."""
+    text = " ".join(error.format_message().split())
+    message, _, close = text.partition("Did you mean ")
+    head, listed, _ = text.partition(" is not one of ")
+    kind = getattr(getattr(error, "param", None), "type", None)
+    if listed and isinstance(kind, click.Choice):
+        meant = similar(head.rpartition(": ")[2].strip("'"), kind.choices)
+    else:
+        meant = f"did you mean {close.rstrip(')')}" if close else ""
+    context = getattr(error, "ctx", None)
+    more = f"see {context.command_path} --help" if context is not None else ""
+    message = message.rstrip(" .(")
+    return UsageError(message[:1].lower() + message[1:], fix=f"{meant} {more}".strip())
 
 
 class _Lazy(click.Group):
@@ -106,7 +119,22 @@ def _parameter(option: Option) -> click.Parameter:
         multiple=option.kind == LIST,
         help=option.help,
         hidden=option.hidden,
+        shell_complete=_complete_rootfs if option.key == "rootfs" else None,
     )
+
+
+def _complete_rootfs(
+    _ctx: click.Context, _param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete the names that `rootfs list` has, or else a directory."""
+    from minirun.rootfs import store
+
+    try:
+        names = store.names(store.base_directory(store.data_directory(None, os.environ)))
+    except MinirunError:
+        names = []
+    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="dir")]
 
 
 class _Container(click.Argument):
@@ -120,7 +148,9 @@ class _Container(click.Argument):
             names = sorted(os.listdir(above.get("root") or default_root()))
         except OSError:
             return []
-        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        # What is hidden there is no container: those of the network, compiled filters.
+        found = [name for name in names if name.startswith(incomplete) and name[0] != "."]
+        return [CompletionItem(name) for name in found]
 
 
 def _complete(request: str) -> int:

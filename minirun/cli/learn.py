@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from minirun.errors import MinirunError
+from minirun.errors import MinirunError, UsageError, similar
 
 # The course: each lesson is scripts/demo-NAME, with its title and matter in the comment at its top.
 COURSE = [
@@ -50,8 +50,20 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _WIDTH = 100  # columns at most, as the pages' sources have
 
 
+class _Topic(click.Choice[str]):
+    """A lesson or page; of those there are too many to list in an error."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value in self.choices:
+            return super().convert(value, param, ctx)
+        meant = similar(value, self.choices)
+        raise UsageError(
+            f"there is no lesson or page {value!r}", fix=f"{meant} minirun learn lists them".strip()
+        )
+
+
 @click.command("learn")
-@click.argument("topic", required=False, type=click.Choice([*COURSE, *PAGES]), metavar="[TOPIC]")
+@click.argument("topic", required=False, type=_Topic([*COURSE, *PAGES]), metavar="[TOPIC]")
 @click.option("-y", "--yes", is_flag=True, help="Go straight through a lesson, without pauses.")
 @click.option("--source", is_flag=True, help="Print the lesson's script, or the page's Markdown.")
 def command(topic: str | None, yes: bool, source: bool) -> None:

@@ -231,4 +231,6 @@ def signal_number(text: str) -> int:
     # Not every name in the module that begins with SIG is a signal: SIG_BLOCK is none.
     if name.isascii() and name.isalnum() and hasattr(_signal, f"SIG{name}"):
         return int(getattr(_signal, f"SIG{name}"))
-    raise MinirunError(f'unknown signal "{text}"')
+    raise MinirunError(
+        f'unknown signal "{text}"', fix="TERM, KILL and the like, or a number: kill -l"
+    )

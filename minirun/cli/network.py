@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from minirun.errors import DoesNotExist, MinirunError
+from minirun.errors import MinirunError, StateError
 from minirun.jsontext import dumps
 from minirun.network import address
 from minirun.network.leases import Lease, Network, State, peek
@@ -69,7 +69,7 @@ def inspect(name: str, state_dir: str, as_json: bool) -> None:
         (one, lease) for one in networks for lease in one.leases if lease.id == name
     ]
     if not chosen:
-        raise DoesNotExist(
+        raise StateError(
             f"no network or container {name} is attached",
             fix="minirun network list shows the networks",
         )

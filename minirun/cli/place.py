@@ -11,6 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from minirun.grammar import Options
 
+_ID = "an ID is of letters, digits, _ + . and -, and begins with neither . nor -"
+
 
 def default_root() -> str:
     """Return the state directory of this user: /run/minirun, or below $XDG_RUNTIME_DIR."""
@@ -68,7 +70,9 @@ def container_id(options: Options) -> str:
         if not (char.isascii() and (char.isalnum() or char in "_+-.")):
             bad = ascii(char)[1:-1]
             # The words of runc and of crun.
-            raise MinirunError(f"invalid container ID format: invalid character `{bad}` in the ID")
+            raise MinirunError(
+                f"invalid container ID format: invalid character `{bad}` in the ID", fix=_ID
+            )
     if len(name) > 255 or name[0] in ".-":
-        raise MinirunError("invalid container ID format")
+        raise MinirunError("invalid container ID format", fix=_ID)
     return name

@@ -8,6 +8,7 @@ import sys
 import click
 
 from minirun import __version__, log
+from minirun.cli.human import refusal
 from minirun.errors import MinirunError
 from minirun.jsontext import dumps
 from minirun.virt import document, explain, layers
@@ -37,8 +38,7 @@ class _Virt(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            click.echo(self.get_usage(ctx), err=True)
-            log.error(MinirunError(error.format_message()))
+            log.error(refusal(error))
             ctx.exit(_MISUSED)
 
 

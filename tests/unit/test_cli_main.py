@@ -145,10 +145,18 @@ def test_wrong_usage(argv: list[str]) -> None:
         (
             ["run", "--bundel", "/b", "x"],
             "flag provided but not defined: -bundel",
-            "did you mean --bundle?; see minirun run --help",
+            "did you mean --bundle? see minirun run --help",
         ),
         (["--rot", "/x", "list"], "flag provided but not defined: -rot", "did you mean --root?"),
         (["stat", "x"], 'unknown command "stat"', "did you mean state?"),
+        (["rnu", "x"], 'unknown command "rnu"', "did you mean run?"),
+        (["stop", "x"], 'unknown command "stop"', "minirun kill ID, then minirun delete ID"),
+        (["help", "pods"], "No help topic for 'pods'", "minirun learn pods shows that page"),
+        (
+            ["run", "x", "sh"],
+            '"run" requires exactly 1 argument(s)',
+            "a command after the ID goes with --rootfs NAME",
+        ),
         (["qqqq"], 'unknown command "qqqq"', "minirun --help lists the commands"),
     ],
 )
@@ -160,7 +168,7 @@ def test_wrong_usage_at_a_terminal(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(os, "isatty", lambda fd: True)
-    assert cli.main(argv) == (3 if "unknown" in error else 1)
+    assert cli.main(argv) == (3 if "unknown" in error or "topic" in error else 1)
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith(f"minirun: {error}\n  fix: {advice}")
@@ -326,7 +334,9 @@ def test_verbs_for_people_are_clicks(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["completion", "bash"]) == 0
     assert "_MINIRUN_COMPLETE" in capfd.readouterr().out
     assert cli.main(["completion", "csh"]) == 1
-    assert "minirun: Invalid value" in capfd.readouterr().err
+    assert capfd.readouterr().err == (
+        "minirun: invalid value for '{bash|zsh|fish}': 'csh' is not one of 'bash', 'zsh', 'fish'\n"
+    )
 
 
 @pytest.mark.parametrize("name", HUMAN)
@@ -337,15 +347,26 @@ def test_help_of_the_verbs_for_people(name: str, capfd: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(
     ("words", "wanted"),
-    [("minirun st", "start"), ("minirun rootfs pu", "pull"), ("minirun run --mem", "--memory")],
+    [
+        ("minirun st", ["plain,start", "plain,state"]),
+        ("minirun rootfs pu", ["plain,pull"]),
+        ("minirun run --memory-s", ["plain,--memory-swap"]),
+        ("minirun --root ROOT kill w", ["plain,web", "plain,worker"]),
+        ("minirun --root ROOT kill .", []),
+        ("minirun run --rootfs al", ["plain,alpine"]),
+        ("minirun run --rootfs ./", ["dir,./"]),
+    ],
 )
-def test_completion(words: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completion(words: str, wanted: list[str], tmp_path: Path) -> None:
     import click  # noqa: F401 - the launcher's site-packages, for the isolated interpreter
 
+    for name in ("web", "worker", ".network", "rootfs/alpine"):
+        (tmp_path / name).mkdir(parents=True)
     environment = {
         "_MINIRUN_COMPLETE": "bash_complete",
-        "COMP_WORDS": words,
+        "COMP_WORDS": words.replace("ROOT", str(tmp_path)),
         "COMP_CWORD": str(len(words.split()) - 1),
+        "MINIRUN_DATA": str(tmp_path),
         "PATH": "/usr/bin",
     }
     code = f"import sys; sys.path += {[str(REPO), *sys.path]!r}; from minirun import cli;"
@@ -356,4 +377,4 @@ def test_completion(words: str, wanted: str, monkeypatch: pytest.MonkeyPatch) ->
         text=True,
         check=False,
     )
-    assert f"plain,{wanted}" in done.stdout.split(), done.stderr
+    assert sorted(done.stdout.split()) == wanted, done.stderr

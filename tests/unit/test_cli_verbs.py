@@ -273,7 +273,7 @@ def test_state_is_json(calls: Calls, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_state_of_nothing(calls: Calls, capfd: pytest.CaptureFixture[str]) -> None:
-    calls.answers["state"] = DoesNotExist("container does not exist: web")
+    calls.answers["state"] = DoesNotExist("web")
     assert run("state web") == 1
     assert capfd.readouterr() == ("", "minirun: container does not exist: web\n")
 

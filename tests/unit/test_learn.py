@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from minirun.cli import learn
+from minirun.errors import UsageError
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 NAMES = sorted(path.name.removeprefix("demo-") for path in SCRIPTS.glob("demo-*"))
@@ -65,9 +66,10 @@ def test_a_page_on_a_terminal_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_lesson_is_refused() -> None:
-    done = CliRunner().invoke(learn.command, ["nothing"])
-    assert done.exit_code == 2
-    assert "'nothing' is not one of 'uts'" in done.output
+    done = CliRunner().invoke(learn.command, ["pids"])
+    assert isinstance(done.exception, UsageError)
+    assert str(done.exception) == "there is no lesson or page 'pids'"
+    assert done.exception.fix == "did you mean pid? minirun learn lists them"
 
 
 def test_the_source_is_the_script() -> None:
