@@ -95,7 +95,7 @@ class Hierarchy:
             raise Unsupported(
                 f"cgroup controller {missing[0]} is not available",
                 cause=self._why_missing(missing[0]),
-                fix="drop the limit that needs it, or give the controller to the version 2 tree",
+                fix=_BOOT_V2 if missing[0] in self.legacy else "drop the limit that needs it",
             )
 
     def _why_missing(self, name: str) -> str:

@@ -31,7 +31,9 @@ _PADDING = 3
 
 
 @click.group()
-@click.option("--data", metavar="DIR", help="data directory (default: $MINIRUN_DATA)")
+@click.option(
+    "--data", metavar="DIR", help=f"data directory (default: $MINIRUN_DATA, or {store.DATA})"
+)
 @click.pass_context
 def rootfs(ctx: click.Context, data: str | None) -> None:
     """Get, list and remove root filesystems.
@@ -200,10 +202,11 @@ def _complete_name(
 def rm(names: tuple[str, ...], quiet: bool, data: str) -> None:
     """Remove root filesystems that no container uses."""
     change.require_root()
-    there = store.names(store.base_directory(data))
-    for name in names:
-        if store.stored_name(name) not in there:
-            store.find(data, name)  # fails, and says which there are, before any is removed
+    base = store.base_directory(data)
+    there = store.names(base)
+    for name in map(store.stored_name, names):
+        if name not in there:
+            raise store.missing(base, name, wanted=False)  # before any is removed
     for name in dict.fromkeys(map(store.stored_name, names)):
         change.remove(data, name)
         click.echo(name if quiet else f"removed {name}")
@@ -234,7 +237,7 @@ def _tell(made: store.RootFS, quiet: bool) -> None:
     version = f" {made.version}," if made.version else ""
     click.echo(f"{made.name}:{version} {format_size(made.size)} in {made.entries} files")
     if sys.stderr.isatty():
-        click.echo(f"  try it: sudo minirun run --rootfs {made.name} -it test sh", err=True)
+        click.echo(f"  try it: sudo minirun run --rootfs {made.name} -t test sh", err=True)
 
 
 def _read(base: str, name: str) -> store.RootFS:

@@ -63,11 +63,11 @@ def prepare(options: Options, cid: str, command: Sequence[str]) -> Prepared:
     places.make(data)
     bundle = _make_bundle(data, cid, options.root)
     try:
-        _fill(request, data, bundle, lower)
+        mapped = _fill(request, data, bundle, lower)
     except BaseException:
         _remove(data, cid)
         raise
-    return Prepared(bundle, request.notes + _warnings(request))
+    return Prepared(bundle, request.notes + _warnings(request, mapped=mapped))
 
 
 def discard(bundle: str, identity: tuple[int, int, int] | None = None) -> bool:
@@ -162,7 +162,8 @@ def _check_volumes(request: Request, data: str) -> None:
         request.notes.append(f"dangerous volume: {reason}")
 
 
-def _fill(request: Request, data: str, bundle: str, tree: str) -> None:
+def _fill(request: Request, data: str, bundle: str, tree: str) -> bool:
+    """Fill the bundle; tell whether the container has a user namespace."""
     start, userns, lower = _user_namespace(request, data, bundle, tree)
     try:
         account = users.resolve(request.options.user, lower)
@@ -176,6 +177,7 @@ def _fill(request: Request, data: str, bundle: str, tree: str) -> None:
         if userns is not None:
             os.close(userns)
     _write(request, config.Place(bundle, tree, start), account)
+    return start is not None
 
 
 def _write(request: Request, place: config.Place, account: Account) -> None:
@@ -287,8 +289,8 @@ def _check_mapped(request: Request, userns: int) -> None:
             )
 
 
-def _warnings(request: Request) -> list[str]:
-    """Say what the flags give away."""
+def _warnings(request: Request, *, mapped: bool) -> list[str]:
+    """Say what the flags give away; `mapped` is whether there is a user namespace."""
     notes = []
     if request.user_namespace == "host":
         notes.append("root in the container is root of the host (--userns host)")
@@ -299,10 +301,14 @@ def _warnings(request: Request) -> list[str]:
     if not request.security.no_new_privileges:
         notes.append("set-user-ID programs gain privileges (no-new-privileges=false)")
     if request.options.no_limits:
-        notes.append("has no default limits: it can use up the machine (--no-limits)")
+        notes.append("no default limits: the container can use up the machine (--no-limits)")
     for name in request.capabilities:
-        if name in defaults.DANGEROUS_CAPABILITIES:
+        if mapped and name in defaults.HOST_CAPABILITIES:
+            notes.append(f"{name} allows nothing in a user namespace (it would by --userns host)")
+        elif name in defaults.DANGEROUS_CAPABILITIES:
             notes.append(f"{name} {defaults.DANGEROUS_CAPABILITIES[name]}")
+    if len(request.options.args) == 1 and not request.options.tty and os.isatty(0):
+        notes.append("no command follows the ID, so a shell is run; -t gives it a terminal")
     notes += [f"has the host's device {device.source}" for device in request.devices]
     return notes
 

@@ -42,6 +42,12 @@ DANGEROUS_CAPABILITIES = {
     "CAP_SYSLOG": "reads the kernel's log and addresses",
 }
 
+# Those that the kernel asks of the first user namespace: in another one they allow nothing.
+HOST_CAPABILITIES = (
+    "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_MKNOD", "CAP_BPF", "CAP_PERFMON", "CAP_SYS_BOOT",
+    "CAP_SYS_TIME", "CAP_SYSLOG",
+)  # fmt: skip
+
 NAMESPACES = ("mount", "pid", "ipc", "uts", "cgroup")
 
 PIDS = 1024

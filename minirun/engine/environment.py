@@ -64,7 +64,9 @@ def variables(
 
 def _name(name: str, where: str) -> str:
     if not name or "\0" in name or any(char.isspace() for char in name):
-        raise UsageError(f"{where}: invalid name of a variable: {name!r}")
+        raise UsageError(
+            f"{where}: invalid name of a variable: {name!r}", fix="write NAME=VALUE, or NAME alone"
+        )
     return name
 
 
@@ -148,7 +150,10 @@ def rlimits(values: Iterable[str]) -> list[dict[str, Any]]:
         kind = name.upper().removeprefix("RLIMIT_")
         parts = numbers.split(":")
         if not equals or kind not in RLIMITS or len(parts) > 2:
-            raise UsageError(f"invalid --ulimit {text!r}: want TYPE=SOFT[:HARD]")
+            types = ", ".join(sorted(RLIMITS)).lower()
+            raise UsageError(
+                f"invalid --ulimit {text!r}: want TYPE=SOFT[:HARD]", fix=f"types: {types}"
+            )
         soft, hard = _rlimit(parts[0], text), _rlimit(parts[-1], text)
         if soft > hard:
             raise UsageError(f"--ulimit {text!r}: the soft limit is above the hard one")

@@ -172,8 +172,9 @@ def _throttle(
 def _defaults(found: dict[str, Any], tree: Hierarchy, notes: list[str]) -> None:
     missing = [name for name in ("memory", "pids") if name not in tree.controllers]
     if missing:
-        reason = tree.reason or f"the cgroup tree has no controller {' or '.join(missing)}"
-        notes.append(f"runs without a default limit of {' and '.join(missing)}: {reason}")
+        reason = tree.reason or f"cgroup v2 has no controller {' or '.join(missing)} here"
+        which = " and ".join(missing)
+        notes.append(f"no default limit of {which}: {reason} (minirun learn cgroups tells)")
     if "pids" in tree.controllers:
         found.setdefault("pids", {"limit": defaults.PIDS})
     if "memory" in tree.controllers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minirun import jsontext, profiles
 from minirun.engine import defaults
-from minirun.errors import MinirunError, UsageError
+from minirun.errors import MinirunError, UsageError, similar
 from minirun.kernel import capability
 from minirun.record import kind
 
@@ -68,7 +68,10 @@ def _capability(text: str) -> str:
         return name
     name = name if name.startswith("CAP_") else f"CAP_{name}"
     if name not in capability.NUMBERS:
-        raise UsageError(f"unknown capability {text!r}", fix="names are in capabilities(7)")
+        meant = similar(name, capability.NUMBERS)
+        raise UsageError(
+            f"unknown capability {text!r}", fix=meant or "names are in capabilities(7)"
+        )
     return name
 
 

@@ -20,13 +20,13 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ALNUM = _LETTERS + "0123456789"
 
 
-def number(text: str, low: int, high: int, what: str) -> int:
+def number(text: str, low: int, high: int, what: str, fix: str = "") -> int:
     """Read a decimal number in [low, high]; int() would also take ` ٣ `, `+3` and `1_000`."""
     if not (0 < len(text) <= 10 and all("0" <= char <= "9" for char in text)):
-        raise UsageError(f"{what} must be a number, not {text!r}")
+        raise UsageError(f"{what} must be a number, not {text!r}", fix=fix)
     value = int(text)
     if not low <= value <= high:
-        raise UsageError(f"{what} must be from {low} to {high}, not {value}")
+        raise UsageError(f"{what} must be from {low} to {high}, not {value}", fix=fix)
     return value
 
 

@@ -155,8 +155,9 @@ def parse_publish(text: str) -> Publish:
 
 def _range(text: str, whole: str) -> tuple[int, int]:
     first, dash, last = text.partition("-")
-    low = address.number(first, 1, PORT_MAX, f"port in {whole!r}")
-    high = address.number(last, 1, PORT_MAX, f"port in {whole!r}") if dash else low
+    what, fix = f"port in {whole!r}", "write HOST:CONTAINER, as 8080:80 or 127.0.0.1:8080:80/tcp"
+    low = address.number(first, 1, PORT_MAX, what, fix)
+    high = address.number(last, 1, PORT_MAX, what, fix) if dash else low
     if high < low:
         raise UsageError(f"the port range {text!r} runs backwards")
     return low, high

@@ -147,7 +147,7 @@ def remove(data: str, name: str) -> None:
     name = store.stored_name(name)
     base = store.base_directory(data)
     if name not in store.names(base):
-        store.find(data, name)  # says which there are
+        raise store.missing(base, name, wanted=False)
     store.check_trusted(base)
     hidden = _hidden_name(name)
     with Locked(base) as fd:
@@ -183,7 +183,7 @@ def refuse_if_used(base: str, name: str) -> None:
         raise MinirunError(
             f"root filesystem {name} is in use",
             cause=f"{found[0]}{more}",
-            fix="stop and delete the containers that use it: minirun ps",
+            fix="stop and delete the containers that use it: minirun list",
         )
 
 

@@ -96,7 +96,7 @@ def find(data: str, name_or_dir: str) -> RootFS:
         check_trusted(base)
         return read(base, name)
     except FileNotFoundError:
-        raise _missing(base, name) from None
+        raise missing(base, name) from None
     except PermissionError as error:
         raise no_permission(error, base) from None
 
@@ -207,18 +207,22 @@ def _given_directory(path: str) -> RootFS:
     return RootFS(name=os.path.basename(absolute) or "root", path=absolute, source="directory")
 
 
-def _missing(base: str, name: str) -> MinirunError:
+def missing(base: str, name: str, *, wanted: bool = True) -> MinirunError:
+    """Say that there is no root filesystem `name`, which there are, and how to get it if wanted."""
     present = names(base)
     near = [other for other in present if is_near(name, other)]
-    cause, or_ = "", ""
+    cause, ways = "", []
     if near:
-        or_ = f"say {' or '.join(near[:3])}, or "
+        ways.append(f"say {' or '.join(near[:3])}")
     elif present:
         cause = f"there are: {', '.join(present[:8])}{' ...' if len(present) > 8 else ''}"
     if os.path.isdir(name):
         cause = f"a directory of that name is here: say ./{name} to use it"
+    # Of a slip of the pen there is no archive.
+    if wanted and not (near and _way_to(name).endswith(f"--name {name}")):
+        ways.append(f"get it: {_way_to(name)}")
     return MinirunError(
-        f"root filesystem {name} does not exist", cause=cause, fix=f"{or_}get it: {_way_to(name)}"
+        f"root filesystem {name} does not exist", cause=cause, fix=", or ".join(ways)
     )
 
 

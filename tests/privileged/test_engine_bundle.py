@@ -174,6 +174,19 @@ def test_the_hosts_namespace_is_an_option(tree: Path, data: Path) -> None:
     assert not (data / "idranges").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ([], "CAP_SYS_TIME allows nothing in a user namespace"),
+        (["--userns", "host"], "CAP_SYS_TIME sets the clock of the machine"),
+    ],
+)
+def test_what_a_capability_gives_away(tree: Path, data: Path, flags: list[str], told: str) -> None:
+    prepared = prepare(tree, "--cap-add", "SYS_TIME", *flags)
+    (note,) = [note for note in prepared.notes if "CAP_SYS_TIME" in note]
+    assert note.startswith(told)
+
+
 def document(prepared: Prepared) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(Path(prepared.bundle, "config.json").read_text())
     return found

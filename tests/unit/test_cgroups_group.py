@@ -112,6 +112,7 @@ def test_the_reason_names_who_holds_the_controllers() -> None:
     with pytest.raises(Unsupported, match="controller memory") as caught:
         some.require(("memory",))
     assert "v1 hierarchy holds memory" in caught.value.cause
+    assert "systemd.unified_cgroup_hierarchy=1" in caught.value.fix
     with pytest.raises(Unsupported, match="controller pids") as caught:
         some.require(("pids",))
     assert "cgroup_disable=pids" in caught.value.cause

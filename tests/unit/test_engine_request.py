@@ -289,6 +289,12 @@ def test_an_unknown_capability_is_refused(name: str) -> None:
         security.capabilities([name], [])
 
 
+def test_a_misspelt_capability_is_guessed() -> None:
+    with pytest.raises(UsageError) as caught:
+        security.capabilities(["SYS_ADMN"], [])
+    assert caught.value.fix == "did you mean CAP_SYS_ADMIN?"
+
+
 def test_the_default_profile_is_one() -> None:
     found = security.seccomp(None)
     assert found is not None
