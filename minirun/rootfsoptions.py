@@ -38,11 +38,17 @@ ROOTFS = (
     RootfsOption("cap-add", LIST, "allow a capability (gives up some isolation)", "CAPABILITY"),
     RootfsOption("cap-drop", LIST, "take a capability away, or ALL", "CAPABILITY"),
     RootfsOption(
-        "security-opt", LIST, "seccomp=FILE|unconfined, no-new-privileges=true|false", "KEY=VALUE"
+        "security-opt",
+        LIST,
+        "seccomp=FILE|unconfined, no-new-privileges=true|false, apparmor=PROFILE, "
+        "dangerous-volumes",
+        "KEY=VALUE",
     ),
     RootfsOption("userns", TEXT, "user namespace: auto, host (gives up isolation)", "MODE"),
     RootfsOption("timens", TEXT, "time namespace: private, host (runc before 1.2)", "MODE"),
-    RootfsOption("network", TEXT, "none, host (gives up isolation), bridge, ns:PATH", "MODE"),
+    RootfsOption(
+        "network", TEXT, "none, bridge, bridge:NAME, ns:PATH, host (gives up isolation)", "MODE"
+    ),
     RootfsOption("publish p", LIST, "publish a port", "[IP:]HOST:CONTAINER[/udp]"),
     RootfsOption("tty t", FLAG, "give the process a terminal"),
     RootfsOption("interactive i", FLAG, "keep stdin open"),

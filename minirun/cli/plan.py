@@ -15,7 +15,7 @@ from minirun.spec import Process
 
 @click.command("plan")
 @click.argument("container", required=False)
-@click.option("-b", "--bundle", default=None, help="The bundle to plan (default: here).")
+@click.option("-b", "--bundle", metavar="DIR", help="The bundle to plan (default: here).")
 @click.option("--json", "as_json", is_flag=True, help="Print the steps as JSON.")
 @click.option("--shell", "as_shell", is_flag=True, help="Print a script that builds the like.")
 @click.pass_obj
