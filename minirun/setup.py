@@ -59,6 +59,7 @@ class Launch:
         self.systemd_cgroup = systemd_cgroup
         self.no_cgroup = no_cgroup  # the container stays in the caller's
         self.rootless = rootless  # cgroup permissions are a user's, who may have none
+        self.sources: dict[str, tuple[int, int]] = {}  # what binds must be: path, device and inode
         self.silent = False  # standard streams: /dev/null instead of the caller's, but for files
         self.notes: list[str] = []  # what run has to say in the end
 

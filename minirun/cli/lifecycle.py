@@ -21,14 +21,15 @@ if TYPE_CHECKING:
     from minirun.grammar import Options
 
     Explain = Callable[[list[dict[str, Any]]], None]
-    Launcher = Callable[[Options, str], int]
+    Sources = dict[str, tuple[int, int]]
+    Launcher = Callable[[Options, str, Sources], int]
 
 MANAGED = "run.minirun.managed"  # the annotation of the bundles that minirun.engine writes
 
 
-def launch_of(options: Options, bundle: str) -> Launch:
+def launch_of(options: Options, bundle: str, sources: Sources) -> Launch:
     """Gather the launch flags of `create` and `run`. Raises MinirunError."""
-    return Launch(
+    launch = Launch(
         bundle,
         config=options.config or "config.json",
         console_socket=options.console_socket,
@@ -43,6 +44,8 @@ def launch_of(options: Options, bundle: str) -> Launch:
         no_cgroup=options.cgroup_manager == "disabled",
         rootless=rootless(options.rootless),
     )
+    launch.sources = sources
+    return launch
 
 
 def preserve_fds(options: Options) -> int:
@@ -68,8 +71,9 @@ def create(options: Options) -> int:
     return _with_bundle(options, keep=True, launch=_create)
 
 
-def _create(options: Options, bundle: str) -> int:
-    container.create(state_root(options), container_id(options), launch_of(options, bundle))
+def _create(options: Options, bundle: str, sources: Sources) -> int:
+    launch = launch_of(options, bundle, sources)
+    container.create(state_root(options), container_id(options), launch)
     return 0
 
 
@@ -79,8 +83,8 @@ def run(options: Options) -> int:
     return _with_bundle(options, keep=options.detach or options.keep, launch=_run)
 
 
-def _run(options: Options, bundle: str) -> int:
-    launch = launch_of(options, bundle)
+def _run(options: Options, bundle: str, sources: Sources) -> int:
+    launch = launch_of(options, bundle, sources)
     launch.silent = options.rootfs is not None and options.detach
     explain: Explain | None = None
     if options.explain:
@@ -103,14 +107,14 @@ def _run(options: Options, bundle: str) -> int:
 def _with_bundle(options: Options, *, keep: bool, launch: Launcher) -> int:
     """Call `launch` with the bundle; one that is written for this is removed unless it stays."""
     if options.rootfs is None:
-        return launch(options, options.bundle or ".")
+        return launch(options, options.bundle or ".", {})
     from minirun.engine import bundle  # engines never come here
 
     prepared = bundle.prepare(options, container_id(options), options.args[1:])
     for note in prepared.notes:
         log.warning(note)
     try:
-        status = launch(options, prepared.bundle)
+        status = launch(options, prepared.bundle, prepared.sources)
     except BaseException:
         bundle.discard(prepared.bundle, prepared.identity)
         raise

@@ -33,12 +33,16 @@ if TYPE_CHECKING:
 class Prepared:
     """A bundle that is ready to be run. `notes` are sentences for people, for a terminal only.
 
-    `identity` tells it from a later one of the same ID.
+    `identity` tells it from a later one of the same ID. `sources` are device and inode of what its
+    volumes were when they were judged: `Launch.sources`.
     """
 
-    def __init__(self, bundle: str, notes: list[str]) -> None:
+    def __init__(
+        self, bundle: str, notes: list[str], sources: dict[str, tuple[int, int]] | None = None
+    ) -> None:
         self.bundle = bundle
         self.notes = notes
+        self.sources = sources or {}
         self.identity = places.identity(bundle)
 
 
@@ -67,7 +71,12 @@ def prepare(options: Options, cid: str, command: Sequence[str]) -> Prepared:
     except BaseException:
         _remove(data, cid)
         raise
+<<<<<<< HEAD
     return Prepared(bundle, request.notes + _warnings(request, mapped=mapped))
+=======
+    sources = {volume.source: volume.identity for volume in request.binds}
+    return Prepared(bundle, request.notes + _warnings(request), sources)
+>>>>>>> 14e6ff8 (Mount the volume that was judged, whatever its path leads to since)
 
 
 def discard(bundle: str, identity: tuple[int, int, int] | None = None) -> bool:

@@ -20,6 +20,8 @@ import stat
 from minirun import units
 from minirun.engine.overlay import kernel_release
 from minirun.errors import MinirunError, UsageError
+from minirun.kernel.libc import AT_FDCWD
+from minirun.kernel.path import RESOLVE_NO_SYMLINKS, openat2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ class Volume:
         self.recursive = True
         self.noexec = False
         self.idmap = True
+        self.identity = (0, 0)  # device and inode of the source that `danger` has judged
 
     def encode(self, mapping: list[dict[str, int]] | None) -> dict[str, Any]:
         """Give the entry of config.json; `mapping` is the user namespace's, None for no mapping."""
@@ -285,29 +288,49 @@ def _within(path: str, directory: str) -> bool:
 def danger(volume: Volume, private: Sequence[str]) -> str:
     """Say what a volume would hand over of the host; "" when nothing worth refusing.
 
-    `private` are directories of minirun's own, such as the data directory.
+    `private` are directories of minirun's own, such as the data directory. Raises MinirunError
+    where the source has become something else since its links were followed.
     """
-    source = volume.source
+    source, status = volume.source, _status(volume)
+    volume.identity = status.st_dev, status.st_ino
     if os.path.basename(source) in _ENGINE_SOCKETS:
         return f"{source} lets the container command an engine that runs as root"
-    if stat.S_ISSOCK(os.stat(source).st_mode) and _within(source, "/run"):
+    if stat.S_ISSOCK(status.st_mode) and _within(source, "/run"):
         return f"{source} is a socket of the host"
-    same = next((path for path in (*_HOST, *private) if _same(source, path)), "")
+    same = next((path for path in (*_HOST, *private) if _same(source, status, path)), "")
     if same:
         return f"{same} is the host's own"
     above = next((path for path in (*_HOST_BELOW, *private) if _within(source, path)), "")
     below = next((path for path in private if _within(path, source)), "")
     if above or below:
         return f"{source} lies in {above}" if above else f"{source} holds {below}"
-    same = next((path for path in _HOST_WRITABLE if _same(source, path)), "")
+    same = next((path for path in _HOST_WRITABLE if _same(source, status, path)), "")
     return f"{same} would be writable" if same and not volume.readonly else ""
 
 
-def _same(path: str, other: str) -> bool:
+def _status(volume: Volume) -> os.stat_result:
+    """Look at a source without following links: `_source` has, and who writes there makes more."""
+    # With the dot: else a file system that is mounted on demand is not yet (openat2(2), O_PATH).
+    path = f"{volume.source}/." if os.path.isdir(volume.source) else volume.source
+    try:
+        fd = openat2(AT_FDCWD, path, os.O_PATH, resolve=RESOLVE_NO_SYMLINKS)
+    except OSError as error:
+        raise MinirunError(
+            f"{volume.option}: {volume.source} changed while it was looked at: "
+            f"{(error.strerror or '').lower()}",
+            cause="others can write to a directory above it",
+        ) from None
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
+def _same(path: str, status: os.stat_result, other: str) -> bool:
     """Tell whether two paths are one directory, also where one is a bind mount of the other."""
     if path == other:
         return True
     try:
-        return os.path.samestat(os.stat(path), os.stat(other))
+        return os.path.samestat(status, os.stat(other))
     except (FileNotFoundError, PermissionError, NotADirectoryError):
         return False

@@ -98,7 +98,14 @@ def _path(setup: Setup, number: int, entry: Mount) -> str:
 
 
 def _open_source(setup: Setup, number: int, entry: Mount, options: Options) -> int:
-    fd = m.open_tree(AT_FDCWD, _path(setup, number, entry), _how(options))
+    path = _path(setup, number, entry)
+    fd = m.open_tree(AT_FDCWD, path, _how(options))
+    status = os.fstat(fd)
+    identity = status.st_dev, status.st_ino
+    if setup.launch.sources.get(path, identity) != identity:
+        # The path was judged, and leads elsewhere now: a link in a directory others can write to.
+        os.close(fd)
+        raise ConfigError(f"mounts[{number}].source", f"{path} is not what it was a moment ago")
     return _fitted(setup, number, entry, fd, options)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from runtime import LIMIT, read_until, until
 
-from minirun import options
+from minirun import cli, options
 from minirun.cgroups.hierarchy import MOUNT_POINT, hierarchy
 from minirun.engine import bundle, config, idrange, overlay
 from minirun.engine.bundle import Prepared
@@ -361,6 +361,36 @@ def test_a_dangerous_volume_has_to_be_asked_for(tree: Path, data: Path) -> None:
         prepare(tree, "-v", f"{data.parent}:/x")
     prepared = prepare(tree, "-v", "/etc:/host:ro", "--security-opt", "dangerous-volumes")
     assert any("dangerous volume" in note for note in prepared.notes)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.usefixtures("data")
+def test_a_volume_is_what_was_judged(
+    tree: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    when: str,
+) -> None:
+    """Who can write above it, another container say, puts a link to / in its place."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    judge = bundle._check_volumes
+
+    def exchanged(*arguments: Any) -> None:
+        if when == "after":
+            judge(*arguments)
+        volume.rmdir()
+        volume.symlink_to("/")
+        if when == "before":
+            judge(*arguments)
+
+    monkeypatch.setattr(bundle, "_check_volumes", exchanged)
+    words = ["run", "--rootfs", str(tree), "-v", f"{volume}:/data", "web", "ls", "/data"]
+    assert cli.main(["--root", str(tmp_path / "state"), *words]) == 1
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert ("is not what it was" if when == "after" else "changed while it was") in said.err
 
 
 def test_a_tree_that_holds_the_data_directory_is_refused(
