@@ -71,12 +71,9 @@ def prepare(options: Options, cid: str, command: Sequence[str]) -> Prepared:
     except BaseException:
         _remove(data, cid)
         raise
-<<<<<<< HEAD
-    return Prepared(bundle, request.notes + _warnings(request, mapped=mapped))
-=======
+    notes = request.notes + _warnings(request, mapped=mapped)
     sources = {volume.source: volume.identity for volume in request.binds}
-    return Prepared(bundle, request.notes + _warnings(request), sources)
->>>>>>> 14e6ff8 (Mount the volume that was judged, whatever its path leads to since)
+    return Prepared(bundle, notes, sources)
 
 
 def discard(bundle: str, identity: tuple[int, int, int] | None = None) -> bool:
