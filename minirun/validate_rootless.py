@@ -89,8 +89,8 @@ def obstacle(proc: str = "/proc") -> tuple[str, str] | None:
             "AppArmor takes the capabilities of user namespaces away from programs without a "
             "profile that grants them (kernel.apparmor_restrict_unprivileged_userns=1, as on "
             "Ubuntu 23.10 and later)",
-            "an AppArmor profile for minirun with the rule `userns,`, as minirun(1) has one; or sudo "
-            "sysctl kernel.apparmor_restrict_unprivileged_userns=0; or run minirun as root",
+            "an AppArmor profile for minirun with the rule `userns,`, as minirun(1) has one; or "
+            "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0; or run minirun as root",
         )
     return None
 
