@@ -13,7 +13,6 @@ build_packages=(
 runtime_packages=(
     nft:nftables
     ip:iproute2
-    conmon:conmon
     '/usr/lib/*/libseccomp.so.2:libseccomp2'
     /bin/busybox:busybox-static
 )
