@@ -117,7 +117,7 @@ def _mount_id(fd: int, proc: str) -> str:
 
 
 def _mounted(mount_id: str, proc: str) -> Mounted | None:
-    for line in _read(f"{proc}/self/mountinfo").splitlines():
+    for line in filter(None, _read(f"{proc}/self/mountinfo").split("\n")):
         if line.split(" ", 1)[0] == mount_id:
             return Mounted(line)
     return None

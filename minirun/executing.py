@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from minirun import foreground, joining, parent, privilege, recipe, state
 from minirun.cgroups import delegation
 from minirun.cgroups.group import open_subgroup
@@ -116,7 +118,8 @@ def _where_init_is(pid: int, group: Group) -> Group:
     A container that divides its group, as systemd does, has moved itself below it; cgroup-v2.rst,
     "No Internal Process Constraint". runc goes there too.
     """
-    with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-        path = next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), "")
+    with open(f"/proc/{pid}/cgroup", "rb") as file:
+        found = next((line[3:].rstrip(b"\n") for line in file if line.startswith(b"0::")), b"")
+    path = os.fsdecode(found)
     below = path.removeprefix(group.path.rstrip("/") + "/")
     return open_subgroup(group, below) if below != path else group

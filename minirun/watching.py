@@ -101,7 +101,7 @@ def _interfaces(container: Container) -> list[dict[str, Any]]:
 def interfaces(text: str) -> list[dict[str, Any]]:
     """Parse /proc/net/dev; the loopback, which leads nowhere, is left out."""
     found = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # a name may hold what else ends a line to Python
         name, colon, rest = line.partition(":")
         counts = rest.split()
         if colon and name.strip() != "lo" and len(counts) > max(_COUNTERS.values()):

@@ -162,7 +162,7 @@ def _read(path: str) -> str:
 
 def _legacy(membership: str) -> list[str]:
     found = []
-    for line in membership.splitlines():
+    for line in filter(None, membership.split("\n")):
         number, names, _path = line.split(":", 2)
         if number != "0":
             found += [name for name in names.split(",") if name and not name.startswith("name=")]
@@ -172,7 +172,9 @@ def _legacy(membership: str) -> list[str]:
 def _mounted_root(mountinfo: str, mount: str) -> str:
     """Give the part of the hierarchy that is mounted at `mount`: field 4 of the last such line."""
     root = "/"
-    for line in mountinfo.splitlines():
+    # Not splitlines: the kernel escapes newlines, blanks and backslashes, and no other character of
+    # a path. A directory's name with a vertical tab, bound somewhere, would make half a line.
+    for line in filter(None, mountinfo.split("\n")):
         fields = line.split(" ")
         if fields[4] == mount and fields[fields.index("-") + 1] == "cgroup2":
             root = fields[3]
@@ -185,7 +187,7 @@ def own_path(membership: str, root: str = "/") -> str | None:
     None when it lies outside: `/..` in front tells that of a cgroup namespace
     (cgroup_namespaces(7)), another prefix than `root` of a mount that shows a part only.
     """
-    for line in membership.splitlines():
+    for line in filter(None, membership.split("\n")):
         if not line.startswith("0::"):
             continue
         path = line[3:].removesuffix(" (deleted)")

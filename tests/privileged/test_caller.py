@@ -48,6 +48,21 @@ def life(box: Box, **options: Any) -> Report:
     return found
 
 
+# ---------------------------------------------------------------- what others have mounted
+
+
+def test_a_mount_of_a_directory_with_any_name(box: Box) -> None:
+    """A kubelet binds the directory that a pod names as its subPath, in the host's namespace."""
+    odd = box.place / "a\r\v\f\x1c\x1d\x1e\x85\u2028b"
+    odd.mkdir()
+    (box.place / "point").mkdir()
+    mount = f"mount --bind {box.place}/a* {box.place}/point"
+    words = ["unshare", "--mount", "sh", "-c", f'{mount}; exec "$0" "$@"', *box.command]
+    box.command = words
+    box.process["args"] = ["/bin/true"]
+    good(box.run())
+
+
 # ---------------------------------------------------------------- where it is started from
 
 

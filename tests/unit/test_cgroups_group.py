@@ -128,6 +128,19 @@ def test_the_mounted_part_is_the_last_mount_there() -> None:
     assert tree_module._mounted_root("", "/sys/fs/cgroup") == "/"
 
 
+@pytest.mark.parametrize("char", "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
+def test_only_a_newline_ends_a_line_of_mountinfo(char: str) -> None:
+    """What the kernel does not escape, others choose: names of directories, and of cgroups."""
+    text = (
+        f"30 1 8:1 /a{char}b /mnt rw - ext4 /dev/sda1 rw\n"
+        "31 1 0:29 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n"
+        f"32 1 8:1 /a{char}b /mnt rw - ext4 /dev/sda1 rw\n"
+    )
+    assert tree_module._mounted_root(text, "/sys/fs/cgroup") == "/"
+    assert own_path(f"0::/a{char}0::/b\n") == f"/a{char}0::/b"
+    assert tree_module._legacy(f"3:cpu:/a{char}b\n0::/c\n") == ["cpu"]
+
+
 @pytest.fixture
 def fake(tmp_path: Path) -> Iterator[Group]:
     """A group whose files are ordinary ones: what is written can be read."""
