@@ -85,7 +85,7 @@ def _head(path: str) -> bytes | None:
 
 
 def _script(path: str, head: bytes, depth: int) -> Advice:
-    line = head[2:_SHEBANG].partition(b"\n")[0].strip(b" \t")
+    line = head[2:_SHEBANG].partition(b"\n")[0].partition(b"\0")[0].strip(b" \t")
     word = os.fsdecode(line.split(b" ")[0].split(b"\t")[0])
     if not word:
         return (f'{path} names no interpreter after "#!"', "")

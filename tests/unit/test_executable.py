@@ -57,6 +57,7 @@ def test_what_can_be_executed_has_no_obstacle(file: Path) -> None:
         (b"#!/no/such/thing -x\n", "a script for /no/such/thing, which this root filesystem lacks"),
         (b"#!/no/such/sh\r\n", 'ends in CRLF, so that the kernel looks for "/no/such/sh\\r"'),
         (b"#!/etc/passwd\n", "a script for /etc/passwd: /etc/passwd is not executable (mode 0644)"),
+        (b"#!/no/such/thing\0x\n", "a script for /no/such/thing, which this root filesystem"),
         (b"#!/etc\n", "a script for /etc: /etc is a directory"),
         (elf(0xF00D), "built for a machine of number 61453"),
         (elf(22, order=">"), "built for IBM S/390"),
