@@ -143,6 +143,7 @@ def _path(lesson: str) -> str:
 def _become(path: str, lesson: str, *, pause: bool) -> None:
     """Become the shell that runs the lesson: its signals and exit status are ours then."""
     environment = {name: value for name, value in os.environ.items() if name != "LESSON_PAUSE"}
+    environment["LESSON_AGAIN"] = f"minirun learn {lesson}"
     if pause:
         environment["LESSON_PAUSE"] = "1"
     following = COURSE[COURSE.index(lesson) + 1 :]

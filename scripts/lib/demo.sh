@@ -104,7 +104,11 @@ lacks() {
 # need PROGRAM:PACKAGE...: those programs, and root.
 need() {
     local pair
-    [ "$(id -u)" = 0 ] || lacks "your being root: the kernel makes most namespaces for root only" "sudo $0"
+    [ "$(id -u)" = 0 ] || {
+        printf '\n%s: needs root, for whom alone the kernel makes most namespaces\n' "${0##*/}" >&2
+        printf '  sudo %s\n' "${LESSON_AGAIN:-$0}" >&2
+        exit 77
+    }
     for pair in "$@"; do
         type -P "${pair%%:*}" >/dev/null || lacks "the program ${pair%%:*}" "Debian, Ubuntu: apt install ${pair#*:}"
     done

@@ -100,7 +100,7 @@ def run(*words: str, environment: dict[str, str]) -> subprocess.CompletedProcess
     )
 
 
-def traces() -> tuple[set[str], str, str]:
+def traces() -> tuple[set[str], str, str, str]:
     """What a lesson may leave that the suite's own look does not see."""
     places = (Path("/tmp"), Path("/var/tmp"))
     files = {str(path) for place in places for path in place.glob("minirun-lesson.*")}
@@ -108,8 +108,8 @@ def traces() -> tuple[set[str], str, str]:
     for directory, _names, _files in os.walk("/sys/fs/cgroup"):
         if "minirun-lesson" in directory:
             files.add(directory)
-    with open("/proc/sysvipc/msg") as queues:
-        return files, queues.read(), os.uname().nodename
+    segments = Path("/proc/sys/kernel/shmmni").read_text()
+    return files, Path("/proc/sysvipc/msg").read_text(), segments, os.uname().nodename
 
 
 def lesson(name: str) -> pytest.param:  # type: ignore[valid-type]
@@ -204,10 +204,11 @@ def test_a_lesson_notices_what_is_not_so(
     path = f"{lying}:{environment['PATH']}"
     misled = {**environment, "PATH": path, "LESSON_PATIENCE": "2"}
     script = CHECKOUT / "scripts" / f"demo-{name}"
-    before = traces()[0]
+    before = traces()
     done = run(*APART.split(), "timeout", "400", str(script), environment=misled)
+    assert traces()[1:] == before[1:]
     # A misled lesson cannot undo what it did elsewhere than it believes: its directory may stay.
-    for path in traces()[0] - before:
+    for path in traces()[0] - before[0]:
         shutil.rmtree(path)
     assert done.returncode == 1, done.stdout
     assert "\n  NO  " in done.stdout or f"demo-{name}: ended with status" in done.stdout
