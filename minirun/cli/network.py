@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import click
@@ -84,7 +85,9 @@ def inspect(name: str, state_dir: str, as_json: bool) -> None:
         click.echo("note: " + line)
 
 
-network.add_command(inspect, "show")
+_alias = copy.copy(inspect)
+_alias.hidden = True
+network.add_command(_alias, "show")
 
 
 @network.command()

@@ -252,7 +252,9 @@ def _tmpfs_value(key: str, value: str, option: str) -> str:
 
 def _source(text: str, option: str) -> str:
     if not text or "\0" in text:
-        raise UsageError(f"{option}: no source")
+        raise UsageError(
+            f"{option}: no source", fix="--mount type=bind,src=/a,dst=/b,ro, or -v /a:/b:ro"
+        )
     if "/" not in text and text not in (".", ".."):
         raise UsageError(
             f"{option}: the source must be a path",

@@ -93,8 +93,9 @@ def check(request: Request) -> Request:
         for other in request.publish[:index]:
             if conflict(one, other):
                 raise UsageError(f"port {one} is published twice")
-    for server in request.dns:
-        address.parse(server)
+    strange = [server for server in request.dns if not address.is_ipv4(server)]
+    if strange:
+        raise UsageError(f"the name server {strange[0]!r} is not an IPv4 address")
     for entry in request.extra_hosts:
         names.split_extra(entry)
     names.check_words(request.dns_search + request.dns_options)
