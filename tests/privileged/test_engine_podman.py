@@ -291,7 +291,8 @@ def user(engines: Podman) -> Iterator[Engine]:
     home = Path("/home/tester/podman")
     runtime = "/run/user/1000"
     subprocess.run(["loginctl", "enable-linger", "tester"], check=True)
-    until(lambda: Path(runtime, "bus").exists(), "the user's manager is there")
+    active = ("systemctl", "is-active", "--quiet", "user@1000.service")
+    until(lambda: not subprocess.run(active, check=False).returncode, "the user's manager is there")
     archive = shutil.copy(engines.place / "images.tar", "/home/tester/images.tar")
     config = shutil.copy(engines.place / "containers.conf", "/home/tester/containers.conf")
     setting = (f"XDG_RUNTIME_DIR={runtime}", "HOME=/home/tester", f"CONTAINERS_CONF={config}")

@@ -347,7 +347,9 @@ def session() -> Iterator[int]:
     uid = int(as_root("id", "-u", NAME))
     subprocess.run(["loginctl", "enable-linger", NAME], check=True)
     bus = Path(f"/run/user/{uid}/bus")
-    until(bus.exists)
+    # Its manager is active once it has started what it starts; the socket is there before.
+    unit = f"user@{uid}.service"
+    until(lambda: bus.exists() and as_root("systemctl", "is-active", unit) == "active")
     yield uid
     subprocess.run(["loginctl", "disable-linger", NAME], check=True)
     subprocess.run(["systemctl", "stop", f"user@{uid}.service"], check=True)
