@@ -12,6 +12,7 @@ import collections
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -274,6 +275,9 @@ def pytest_configure() -> None:
     )
     settings.load_profile("repeatable")
     prctl.set_child_subreaper(True)
+    # A shell without job control has what it starts beside itself ignore it, and all below that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _listing(path: str) -> set[str]:
