@@ -86,12 +86,12 @@ def _listen(readable: int, limit: float) -> tuple[bytes, bool]:
     poll = select.poll()
     poll.register(readable, select.POLLIN)
     said = b""
-    while (left := deadline - time.monotonic()) > 0:
-        if poll.poll(left * 1000):
-            part = os.read(readable, 1 << 16)
-            if not part:
-                return said, False
-            said += part
+    # What is there is read, however late: the machine may have stood still, and the child with it.
+    while poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+        part = os.read(readable, 1 << 16)
+        if not part:
+            return said, False
+        said += part
     return said, True
 
 
