@@ -97,7 +97,7 @@ def open_root(root: str, *, make: bool) -> int:
         raise MinirunError(
             f"state directory {path} is not ours alone",
             cause=f"owner {status.st_uid}, mode {status.st_mode & 0o7777:o}",
-            fix=f"choose another --root, or remove {path}",
+            fix="name another --root, of yours and mode 700; what is in this one may be forged",
         )
     return fd
 

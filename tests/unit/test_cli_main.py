@@ -175,6 +175,18 @@ def test_wrong_usage_at_a_terminal(
     assert err.count("\n") == 2
 
 
+def test_nobody_is_told_to_remove_a_directory_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path.chmod(0o1777)
+    monkeypatch.setattr(os, "isatty", lambda fd: True)
+    assert cli.main(["--root", str(tmp_path), "list"]) == 1
+    err = capfd.readouterr().err
+    assert f"state directory {tmp_path} is not ours alone\n  cause: owner" in err
+    assert "fix: name another --root" in err
+    assert "remove" not in err.partition("fix: ")[2]
+
+
 def test_an_unknown_command() -> None:
     done = run("frobnicate")
     assert (done.returncode, done.stdout) == (3, "")
