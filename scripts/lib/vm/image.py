@@ -66,17 +66,17 @@ def suite() -> str:
     return name
 
 
-def missing_packages() -> list[str]:
+def missing_packages(*, to_build: bool) -> list[str]:
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     missing = [package for tool, package in HOST_TOOLS.items() if not shutil.which(tool, path=path)]
     keys, package = KEYS[suite()]
-    if not Path(os.environ.get("MINIRUN_VM_KEYRING") or keys).exists():
+    if to_build and not Path(os.environ.get("MINIRUN_VM_KEYRING") or keys).exists():
         missing.append(package)
     return missing
 
 
-def install_host_tools() -> None:
-    missing = missing_packages()
+def install_host_tools(*, to_build: bool = False) -> None:
+    missing = missing_packages(to_build=to_build)
     if not missing:
         return
     apt = ["apt-get", "-o", "DPkg::Lock::Timeout=300"]  # another may be at work
@@ -98,7 +98,7 @@ def build(in_use: Container[str], *, rebuild: bool = False) -> Image:
         raise Failure(f"the image is built for x86_64 only, this machine is {platform.machine()}")
     if image.exists() and not rebuild:
         return image
-    install_host_tools()
+    install_host_tools(to_build=True)
     if os.geteuid() != 0:
         raise Failure("building the image needs root: sudo scripts/vm build")
     with locked(cache_dir() / "build.lock", "another build is at work; waiting for it"):
