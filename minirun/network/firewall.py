@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 _FORGET = "table ip minirun\ndelete table ip minirun\n"
 _FORGET_BRIDGE = "table bridge minirun\ndelete table bridge minirun\n"
 _TIMEOUT = 30  # seconds
+# Where clouds serve a machine's credentials: most, Alibaba, Azure's WireServer. At its address
+# Azure's DNS is too, and from there its balancers look whether a published port answers.
+_METADATA = (
+    "ip daddr { 169.254.0.0/16, 100.100.100.200 }",
+    "ip daddr 168.63.129.16 tcp dport { 80, 32526 }",
+)
 # nft's own order: raw -300 comes before connection tracking, which is at -200.
 _CHAINS = (
     ("early", "type filter hook prerouting priority -300; policy accept;"),
@@ -43,7 +49,7 @@ def render(state: State) -> str:
     _guard_forwarding(rules, state)
     for network in state.networks:
         _guard(rules, network)
-        _link_local(rules, network)
+        _metadata(rules, network)
         _forward(rules, network)
         _masquerade(rules, network)
         for lease in network.leases:
@@ -103,17 +109,19 @@ def _guard(rules: dict[str, list[str]], network: Network) -> None:
     ]
 
 
-def _link_local(rules: dict[str, list[str]], network: Network) -> None:
+def _metadata(rules: dict[str, list[str]], network: Network) -> None:
     """Keep the clouds' metadata from containers, unless allowed; some clouds' DNS is there too."""
-    match = f'iifname "{network.bridge}" ip daddr 169.254.0.0/16'
     allowed = ", ".join(lease.address for lease in network.leases if lease.metadata)
     for chain in ("input", "forward"):
-        rules[chain].append(f"{match} meta l4proto {{ tcp, udp }} th dport 53 accept")
-        if allowed:
-            rules[chain].append(f"{match} ip saddr {{ {allowed} }} accept")
-        rules[chain].append(
-            f'{match} reject with icmp type admin-prohibited comment "minirun: cloud metadata"'
-        )
+        for place in _METADATA:
+            match = f'iifname "{network.bridge}" {place}'
+            if "dport" not in place:
+                rules[chain].append(f"{match} meta l4proto {{ tcp, udp }} th dport 53 accept")
+            if allowed:
+                rules[chain].append(f"{match} ip saddr {{ {allowed} }} accept")
+            rules[chain].append(
+                f'{match} reject with icmp type admin-prohibited comment "minirun: cloud metadata"'
+            )
 
 
 def _forward(rules: dict[str, list[str]], network: Network) -> None:

@@ -56,7 +56,7 @@ class Request(Record):
     dns, dns_search, dns_options  for resolv.conf in place of the host's; () keeps the host's
     extra_hosts   `name:address`, for the hosts file
     mtu           bytes; 0 for that of the host's default route, at most 1500
-    metadata      let it reach 169.254.0.0/16, where clouds serve credentials
+    metadata      let it reach where clouds serve credentials: 169.254.0.0/16 and others
     """
 
     network: str = string(default=address.DEFAULT_NETWORK)

@@ -97,6 +97,21 @@ def test_cloud_metadata_is_a_switch(host: Host) -> None:
     assert allowed.ask("169.254.169.254", 80) == f"80 {allowed.ip}"
 
 
+@pytest.mark.parametrize(
+    ("address", "port", "other"),
+    [("100.100.100.200", 80, 53), ("168.63.129.16", 32526, 443)],
+    ids=["Alibaba", "Azure"],
+)
+def test_of_every_cloud(host: Host, address: str, port: int, other: int) -> None:
+    host.run("ip", "address", "add", f"{address}/32", "dev", "lo")
+    for one in (port, other):
+        host.serve(one, address)
+    kept, allowed = host.attached("kept"), host.attached("allowed", metadata=True)
+    assert kept.ask(address, port).startswith("no: [Errno 113]")
+    assert kept.ask(address, other) == f"{other} {kept.ip}"
+    assert allowed.ask(address, port) == f"{port} {allowed.ip}"
+
+
 def test_no_ipv6_on_either_side(host: Host) -> None:
     web = host.attached("web")
     [end] = [link for link in host.links() if link.startswith("mr")]
