@@ -3,7 +3,7 @@
 # variables these are: $scratch $results $cache $mine $keep $pytest_arguments $machines_of_ours $children.
 # shellcheck disable=SC2154
 
-limit_in_machine=120m
+limit_in_machine=70m
 
 # Prints the names of the machines to use, one a line; the first is the one that `scripts/vm` means without a name.
 machine_names() {
