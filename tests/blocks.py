@@ -114,7 +114,7 @@ def blocks(path: Path) -> list[Block]:
 # by a word of the example.
 _EXAMPLES = (
     ("checkpoint", "", {"run by": "tests/privileged/test_checkpoint.py"}),
-    ("minirun", "apparmor_parser", {"not run": "it changes the policy of an Ubuntu machine"}),
+    ("minirun", "apparmor_parser", {"run by": "tests/privileged/test_rootless.py"}),
     ("compare", "apt-get", {"not run": "it asks a mirror"}),
     ("compare", "", {"run by": "tests/privileged/test_compare_here.py"}),
     ("rootfs", "docker export", {"not run": "it takes a container of Docker's"}),
