@@ -295,12 +295,18 @@ def tell_names(network: Network) -> None:
             names.rewrite(lease.hosts, (lease.hosts_device, lease.hosts_inode), text)
 
 
-def detach(container: str, network: str, state_dir: str = DEFAULT_STATE_DIR) -> bool:
-    """Remove all that attach made for the container; tell whether there was anything."""
+def detach(
+    container: str, network: str, state_dir: str = DEFAULT_STATE_DIR, bundle: str = ""
+) -> bool:
+    """Remove all that attach made for the container; tell whether there was anything.
+
+    Nothing is removed of a container of that ID with another `bundle`: it is in another state
+    directory, and for the sake of it attach has refused this one, whose poststop hooks run now.
+    """
     with Host(state_dir) as host:
         found = host.state.find(network)
         lease = found.find(container) if found else None
-        if lease is None:
+        if lease is None or (bundle and lease.hosts not in ("", f"{bundle}/hosts")):
             return False
         release(host, network, lease)
         return True

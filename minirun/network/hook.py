@@ -80,4 +80,4 @@ def _run(verb: str, state: ContainerState, argument: str, state_dir: str) -> Non
     else:
         from minirun.network.attach import detach
 
-        detach(state.id, argument, state_dir)
+        detach(state.id, argument, state_dir, state.bundle)

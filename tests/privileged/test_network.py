@@ -7,12 +7,16 @@ asked of the kernel: ip -j, nft -j, /proc/sys, and connections between the names
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import network_hosts
 import pytest
-from network_hosts import Host, Namespace
+from network_hosts import Container, Host, Namespace
 
 from minirun.network import address
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 host = network_hosts.host
 outside = network_hosts.outside
@@ -61,6 +65,18 @@ def test_everything_is_gone_after_delete(host: Host, outside: Namespace) -> None
     host.assert_as_before()
     assert web.detach().returncode == 0, "detach can be repeated"
     assert "eth0" not in web.links()
+
+
+def test_one_of_the_same_id_is_left_alone(host: Host, tmp_path: Path) -> None:
+    """IDs are a state root's: the other's creation fails, and poststop hooks undo that."""
+    web, other = host.attached("web"), Container(host, "web", tmp_path / "another")
+    with other:
+        assert "already attached" in other.attach().stderr
+        assert other.detach().returncode == 0
+    assert "eth0" in web.links()
+    assert "minirun0" in host.links()
+    assert web.detach().returncode == 0
+    host.assert_as_before()
 
 
 def test_the_bridge_keeps_its_hardware_address(host: Host) -> None:
