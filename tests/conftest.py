@@ -308,6 +308,7 @@ def snapshot(*, rules: bool) -> dict[str, set[str]]:
         "container": _listing("/run/minirun"),
         "process": _processes(),
         "descriptor": _descriptors(),
+        "mask": {line for line in _read("/proc/self/status").splitlines() if "Umask" in line},
     }
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -363,8 +364,22 @@ def test_a_dangerous_volume_has_to_be_asked_for(tree: Path, data: Path) -> None:
     assert any("dangerous volume" in note for note in prepared.notes)
 
 
+@pytest.fixture
+def process() -> Iterator[None]:
+    """What a command makes of its process is put back: the mask, handlers of signals."""
+    numbers = (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.getsignal(number) for number in numbers]
+    mask = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(mask)
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.usefixtures("data")
+@pytest.mark.usefixtures("data", "process")
 def test_a_volume_is_what_was_judged(
     tree: Path,
     tmp_path: Path,
