@@ -99,9 +99,13 @@ def test_oom_kill_is_told(data: Path) -> None:
 def test_cpus_hold(data: Path) -> None:
     flags = ("--cpus", "0.5")
     with detached("half", "sh", "-c", "while :; do :; done", data=data, flags=flags) as pid:
-        # A machine that its own host lets wait in the middle of it is measured again.
-        shares = (share_of(group(pid)) for _ in range(4))
-        assert any(share == pytest.approx(0.5, rel=0.05) for share in shares)
+        # A machine that its own host lets wait in the middle of it is measured again; more than
+        # its share the container never has.
+        shares = [share_of(group(pid))]
+        while shares[-1] < 0.475 and len(shares) < 4:
+            shares.append(share_of(group(pid)))
+    assert max(shares) <= 0.525, shares
+    assert shares[-1] >= 0.475, shares
 
 
 def share_of(where: str) -> float:
@@ -143,14 +147,23 @@ def test_device_write_bps_holds(data: Path) -> None:
                 limits = file.read()
             assert f"{os.major(disk)}:{os.minor(disk)}" in limits
             assert f"wbps={rate}" in limits
-            began, first = time.monotonic(), _written(group(pid))
-            time.sleep(5)
-            speed = (_written(group(pid)) - first) / (time.monotonic() - began)
-            print(f"--device-write-bps 2mb: {speed / (1 << 20):.2f} MiB/s over 5 s")
+            speeds = [speed_of(group(pid))]
+            while speeds[-1] < rate * 0.5 and len(speeds) < 4:
+                speeds.append(speed_of(group(pid)))
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{SPARE}/shown")
-    assert 0 < speed < rate * 1.15
+    assert max(speeds) < rate * 1.15, speeds
+    assert speeds[-1] >= rate * 0.5, speeds
+
+
+def speed_of(where: str) -> float:
+    """Measure for 5 s how many bytes a group writes in a second."""
+    began, first = time.monotonic(), _written(where)
+    time.sleep(5)
+    speed = (_written(where) - first) / (time.monotonic() - began)
+    print(f"--device-write-bps 2mb: {speed / (1 << 20):.2f} MiB/s over 5 s")
+    return speed
 
 
 def _written(directory: str) -> int:
